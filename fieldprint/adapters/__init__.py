@@ -1,0 +1,1 @@
+"""The border with other people's names: transformers here, serving engines beside it."""

@@ -1,0 +1,126 @@
+"""The CPU path: torch's own flash attention on views of the pages, merged by log-sum-exp.
+
+Nothing is gathered: a run of neighbouring pages is a plain view. A long run is cut into splits of fixed length, all of
+which go to torch in one call; partial outputs are merged in the order of their positions. What a sequence gets depends
+on its own length and pages only, never on the rest of the batch.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from fieldprint.attention.plan import AttentionPlan, Run, SequencePlan
+
+SPLIT = 512  # keys of one split of a long run
+LONG = 2048  # keys from which one query is worth several tasks for torch's threads
+
+# torch's flash attention for the CPU is the only one that gives back the log-sum-exp; it is a private name of
+# torch, so test_torch_flash_returns_natural_lse holds it to what is used here.
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+
+Partial = tuple[Tensor, Tensor]  # output [rows, num_q_heads, head_dim] and lse [rows, num_q_heads]
+
+
+def attend(
+    q: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    plan: AttentionPlan,
+    anchor: tuple[Tensor, Tensor] | None,
+    q_anchor: Tensor | None,
+    g: Tensor | None,
+    mixture: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """`out`, lse of the context, and with an anchor its lse, `mass` and `weight`; arguments as the entry's, checked."""
+    num_kv_heads, head_dim = k_pages.shape[2:]
+    k_slots = k_pages.view(-1, num_kv_heads, head_dim)
+    v_slots = v_pages.view(-1, num_kv_heads, head_dim)
+    contexts = [_context(q, k_slots, v_slots, sequence, scale) for sequence in plan.sequences]
+    if len(contexts) == 1:
+        o_c, lse_c = contexts[0]
+    else:
+        o_c, lse_c = torch.cat([o for o, _ in contexts]), torch.cat([lse for _, lse in contexts])
+    if anchor is None:
+        return o_c, lse_c, None, None, None
+    o_a, lse_a = _anchor(q if q_anchor is None else q_anchor, anchor, scale)
+    mass = torch.sigmoid(lse_a - lse_c)
+    if g is None:
+        weight = torch.where(torch.isneginf(lse_c), 1.0, 0.0) if mixture else mass
+    elif mixture:
+        weight = torch.where(torch.isneginf(lse_c), 1.0, g)  # an empty context has nothing to give a share to
+    else:
+        weight = torch.maximum(g, mass)
+    out = torch.lerp(o_c, o_a, weight.unsqueeze(-1).to(q.dtype))
+    return out, lse_c, lse_a, mass, weight
+
+
+def _anchor(q: Tensor, anchor: tuple[Tensor, Tensor], scale: float) -> Partial:
+    """Every query of the batch against the anchor in one call: queries and heads of a KV head share one tile."""
+    total, num_q_heads, head_dim = q.shape
+    num_kv_heads = anchor[0].shape[0]
+    if total == 1:
+        o, lse = _flash(q.view(1, num_kv_heads, -1, head_dim), anchor[0].unsqueeze(0), anchor[1].unsqueeze(0), scale=scale)
+        return o.reshape(1, num_q_heads, head_dim), lse.reshape(1, num_q_heads)
+    tile = q.view(total, num_kv_heads, -1, head_dim).transpose(0, 1).reshape(1, num_kv_heads, -1, head_dim)
+    o, lse = _flash(tile, anchor[0].unsqueeze(0), anchor[1].unsqueeze(0), scale=scale)
+    return (
+        o.reshape(num_kv_heads, total, -1, head_dim).transpose(0, 1).reshape(total, num_q_heads, head_dim),
+        lse.reshape(num_kv_heads, total, -1).transpose(0, 1).reshape(total, num_q_heads),
+    )
+
+
+def _context(q: Tensor, k_slots: Tensor, v_slots: Tensor, sequence: SequencePlan, scale: float) -> Partial:
+    """Queries of one sequence against its runs."""
+    queries = q[sequence.first : sequence.stop]
+    if not sequence.runs:
+        return torch.zeros_like(queries), torch.full(queries.shape[:2], -math.inf)
+    attend_run = _decode_run if queries.shape[0] == 1 else _prefill_run
+    partials = [part for run in sequence.runs for part in attend_run(queries, k_slots, v_slots, run, scale)]
+    if len(partials) == 1:
+        return partials[0]
+    outs, lses = torch.stack([o for o, _ in partials]), torch.stack([lse for _, lse in partials])
+    lse = torch.logsumexp(lses, 0)
+    shares = torch.exp(lses - lse).nan_to_num_(0.0)  # a query that sees nothing at all: -inf - -inf
+    return (outs.float() * shares.unsqueeze(-1)).sum(0).to(q.dtype), lse
+
+
+def _decode_run(query: Tensor, k_slots: Tensor, v_slots: Tensor, run: Run, scale: float) -> list[Partial]:
+    """One query; the query heads of a KV head share one tile. Whole splits of a long run go in one call."""
+    num_kv_heads, head_dim = k_slots.shape[1:]
+    num_q_heads = query.shape[1]
+    tile = query.view(1, num_kv_heads, -1, head_dim)
+    whole = run.num_keys // SPLIT if run.num_keys >= LONG else 0
+    border, end = run.first_slot + whole * SPLIT, run.first_slot + run.num_keys
+    partials: list[Partial] = []
+    if whole:
+        k = k_slots[run.first_slot : border].view(whole, SPLIT, num_kv_heads, head_dim).transpose(1, 2)
+        v = v_slots[run.first_slot : border].view(whole, SPLIT, num_kv_heads, head_dim).transpose(1, 2)
+        o, lse = _flash(tile.expand(whole, -1, -1, -1), k, v, scale=scale)
+        outs, lses = o.reshape(whole, 1, num_q_heads, head_dim), lse.reshape(whole, 1, num_q_heads)
+        total = torch.logsumexp(lses, 0)
+        partials.append(((outs.float() * torch.exp(lses - total).unsqueeze(-1)).sum(0).to(o.dtype), total))
+    if border < end:
+        k, v = k_slots[border:end].transpose(0, 1).unsqueeze(0), v_slots[border:end].transpose(0, 1).unsqueeze(0)
+        o, lse = _flash(tile, k, v, scale=scale)
+        partials.append((o.reshape(1, num_q_heads, head_dim), lse.reshape(1, num_q_heads)))
+    return partials
+
+
+def _prefill_run(queries: Tensor, k_slots: Tensor, v_slots: Tensor, run: Run, scale: float) -> list[Partial]:
+    """Many queries; the query heads of a KV head share its keys through a stride of 0."""
+    rows, num_q_heads, head_dim = queries.shape
+    num_kv_heads = k_slots.shape[1]
+    tile = queries.view(rows, num_kv_heads, -1, head_dim).permute(1, 2, 0, 3)
+    mask = run.mask.to(queries.dtype) if isinstance(run.mask, Tensor) else None
+    keys, values = _expanded(k_slots, run, tile.shape[1]), _expanded(v_slots, run, tile.shape[1])
+    o, lse = _flash(tile, keys, values, is_causal=isinstance(run.mask, str), attn_mask=mask, scale=scale)
+    if run.unseeing is not None:  # torch gives such a query an output of 0 and an lse of 0, not -inf
+        lse = lse.masked_fill(run.unseeing, -math.inf)
+    return [(o.permute(2, 0, 1, 3).reshape(rows, num_q_heads, head_dim), lse.permute(2, 0, 1).reshape(rows, num_q_heads))]
+
+
+def _expanded(slots: Tensor, run: Run, group: int) -> Tensor:
+    rows = slots[run.first_slot : run.first_slot + run.num_keys]
+    return rows.transpose(0, 1).unsqueeze(1).expand(-1, group, -1, -1)

@@ -1,0 +1,29 @@
+"""Generation: prompts and a pinned anchor in, tokens out, provisional first and final once committed."""
+
+from fieldprint.generate.engine import Engine
+from fieldprint.generate.request import (
+    AttentionSettings,
+    Committed,
+    EngineSettings,
+    Event,
+    Finished,
+    GenerationRequest,
+    GenerationResult,
+    Provisional,
+    RolledBack,
+)
+from fieldprint.generate.sampling import Sampler
+
+__all__ = [
+    "AttentionSettings",
+    "Committed",
+    "Engine",
+    "EngineSettings",
+    "Event",
+    "Finished",
+    "GenerationRequest",
+    "GenerationResult",
+    "Provisional",
+    "RolledBack",
+    "Sampler",
+]

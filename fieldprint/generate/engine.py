@@ -1,0 +1,444 @@
+"""The engine: prefill, decode, commit, and the way back when something is wrong.
+
+A batch keeps its shape from first to last: a request that has ended, waits or was rolled back stays in its row as
+padding. Every row is computed from the same shapes whatever happens to the others, so that a run with faults ends
+in the same bytes as a run without.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from fieldprint.attention import plan_attention
+from fieldprint.commit.committer import CommitJob, Committer, CommitResult, PageCheck, RequestTerms
+from fieldprint.commit.leaf import request_digest
+from fieldprint.decoder import Decoder, Injection, Step
+from fieldprint.errors import CapacityError, IntegrityError
+from fieldprint.generate.rebuild import rebuild_pages
+from fieldprint.generate.request import (
+    AttentionSettings,
+    Committed,
+    EngineSettings,
+    Event,
+    Finished,
+    GenerationRequest,
+    GenerationResult,
+    Prefix,
+    Provisional,
+    RolledBack,
+)
+from fieldprint.generate.row import Row, page_digests
+from fieldprint.kvcache import PagedSequence, PagePool
+from fieldprint.promote import PinnedAnchor
+from fieldprint.tlog import LogWriter
+
+MassObserver = Callable[[list[Tensor]], None]
+
+
+class Engine:
+    """Generates under a pinned anchor, with everything that it generates committed to a log.
+
+        pool = PagePool(decoder.page_layout(16), num_pages=1024)
+        engine = Engine(decoder, pool, decode=tokenizer.decode, model=digest)
+        for event in engine.generate([GenerationRequest(prompt)], anchor=pinned, log=writer):
+            ...
+
+    `decode` turns the answer's token ids into its text; `model` is the model folder's digest.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        pool: PagePool,
+        *,
+        decode: Callable[[Sequence[int]], str],
+        model: str,
+        settings: EngineSettings | None = None,
+    ) -> None:
+        self.decoder = decoder
+        self.pool = pool
+        self.model = model
+        self.settings = EngineSettings(pool.layout.page_size) if settings is None else settings
+        if pool.layout != decoder.page_layout(self.settings.page_size):
+            raise ValueError("the pool's page layout is not the one of the decoder and the settings")
+        self._decode = decode
+        self._stopping = False
+        self._packed: dict[int, Decoder] = {}
+
+    def stop(self) -> None:
+        """End every request at its next token with the reason "interrupted"; what was generated is committed."""
+        self._stopping = True
+
+    def prefill(
+        self,
+        tokens: Sequence[int],
+        *,
+        anchor: PinnedAnchor | None = None,
+        attention: AttentionSettings | None = None,
+    ) -> Prefix:
+        """A beginning that several requests can share, computed once.
+
+        The requests must be generated under the same anchor and attention settings.
+        """
+        batch = _Batch(self, anchor, attention or AttentionSettings(), None, None)
+        sequence = PagedSequence(self.pool)
+        chunks, digests = [], ()
+        size = self.settings.chunk_size
+        try:
+            for start in range(0, len(tokens), size):
+                chunk = tokens[start : start + size]
+                batch.forward_chunk(sequence, chunk)
+                chunks.append((start, start + len(chunk)))
+                digests = page_digests(sequence, digests)
+                if batch.attention.window is not None:
+                    oldest = sequence.length - batch.attention.window + 1
+                    sequence.evict_before(oldest, num_sinks=batch.attention.num_sinks)
+        except BaseException:
+            sequence.close()
+            raise
+        finally:
+            batch.close()
+        return Prefix(tuple(tokens), sequence, tuple(chunks), digests)
+
+    def generate(
+        self,
+        requests: Sequence[GenerationRequest],
+        *,
+        anchor: PinnedAnchor | None = None,
+        attention: AttentionSettings | None = None,
+        log: LogWriter | None = None,
+        observe_mass: MassObserver | None = None,
+    ) -> Iterator[Event]:
+        """The events of all requests until each one is finished.
+
+        Args:
+            requests: the batch; prompts of any lengths.
+            anchor: pinned in this engine's pool, or None.
+            attention: operator, floor, window and sinks.
+            log: where leaves go; None switches verification off, and every token is final at once.
+            observe_mass: called each decode step with the anchor mass of each layer, [rows, num_q_heads].
+
+        Raises:
+            CapacityError: the pool cannot hold the batch.
+            LogError: the log refused for `max_faults` passes in a row; committed tokens stay committed.
+            IntegrityError: damage comes back as fast as it is repaired, or what is rebuilt differs from what was
+                committed.
+        """
+        self._stopping = False
+        if not requests:
+            raise ValueError("requests must hold at least one request")
+        batch = _Batch(self, anchor, attention or AttentionSettings(), log, observe_mass)
+        try:
+            batch.add(requests)
+            yield from batch.run()
+        finally:
+            batch.close()
+
+    def decoder_for(self, rows: int) -> Decoder:
+        """The decoder of decode steps of `rows` rows; packed weights are kept for the next batch of that size."""
+        if rows not in self._packed:
+            self._packed = {rows: self.decoder.packed(rows)}
+        return self._packed[rows]
+
+    @property
+    def stopping(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stopping
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """The text of an answer's tokens."""
+        return self._decode(tokens)
+
+
+class _Batch:
+    """One call of `Engine.generate`: its rows, its committer, and the loop over both."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        anchor: PinnedAnchor | None,
+        attention: AttentionSettings,
+        log: LogWriter | None,
+        observe_mass: MassObserver | None,
+    ) -> None:
+        self.engine, self.anchor, self.attention = engine, anchor, attention
+        self.settings = engine.settings
+        self.pool = engine.pool
+        if anchor is not None and anchor.pool is not engine.pool:
+            raise ValueError("anchor is pinned in another pool")
+        self.injection: Injection | None = None
+        if anchor is not None:
+            self.injection = anchor.injection(g=attention.g, operator=attention.operator)
+        elif attention.operator != "floor" or attention.g not in (0, 0.0, ()):
+            raise ValueError("g is above 0 but there is no anchor to give that weight to")
+        native = engine.decoder.config.native_window
+        windows = [w for w in (attention.window, native) if w is not None]
+        self.window = min(windows) if windows else None
+        self.offset = 0 if anchor is None else anchor.num_tokens
+        self.observe_mass = observe_mass
+        self.committer = None if log is None else Committer(self.pool, log)
+        self.decoder = engine.decoder  # of decode steps; `add` may replace it by one with packed weights
+        self.rows: list[Row] = []
+        self.scratch: list[int] = []
+        self.leased: list[int] = []  # pages on which the job in flight has a reference
+        self.steps = 0
+        self.faults = 0
+
+    def add(self, requests: Sequence[GenerationRequest]) -> None:
+        """Open a row for each request, with pages for its whole life where no window bounds it."""
+        self.scratch = self.pool.allocate(1)
+        if self.settings.pack_weights:
+            self.decoder = self.engine.decoder_for(len(requests))
+        for index, request in enumerate(requests):
+            row = Row(index, request, self.pool, self._terms(request))
+            self.rows.append(row)
+            row.plan_chunks(self.settings.chunk_size)
+            if self.window is None and self.rows:
+                row.sequence.reserve(row.prompt_len - row.sequence.length + request.max_new_tokens)
+
+    def _terms(self, request: GenerationRequest) -> RequestTerms:
+        prompt = (() if request.prefix is None else request.prefix.tokens) + request.prompt
+        return RequestTerms(
+            request=request_digest(request.salt, prompt),
+            salt=request.salt,
+            prompt_len=len(prompt),
+            model=self.engine.model,
+            anchor=None if self.anchor is None else self.anchor.verified.digest,
+            fieldprint=None if self.anchor is None else self.anchor.root,
+            sampler=request.sampler.terms(),
+            attention=self.attention.terms(),
+        )
+
+    def close(self) -> None:
+        """End the committer and give every page back."""
+        if self.committer is not None:
+            self.committer.close()
+        self.pool.release(self.leased)
+        self.leased = []
+        for row in self.rows:
+            row.sequence.close()
+        self.pool.release(self.scratch)
+        self.scratch = []
+
+    def run(self) -> Iterator[Event]:
+        """Prefill or decode, look at results, submit jobs, until every row is finished."""
+        while not all(row.finished for row in self.rows):
+            prefilling = next((row for row in self.rows if self._needs_prefill(row)), None)
+            decoding = [row for row in self.rows if row.decoding and self._may_go_on(row)]
+            if prefilling is not None:
+                yield from self._prefill(prefilling)
+            elif decoding:
+                yield from self._decode(decoding)
+            elif self.committer is not None:
+                if not self.committer.busy:
+                    self._submit()
+                yield from self._receive(self.committer.wait())
+            yield from self._finish_without_log()
+            if self.committer is not None:
+                result = self.committer.poll() if self.committer.busy else None
+                if result is not None:
+                    yield from self._receive(result)
+                if not self.committer.busy and self._due():
+                    self._submit()
+
+    def _needs_prefill(self, row: Row) -> bool:
+        return row.reason is None and not row.finished and row.chunk_to_do() is not None
+
+    def _may_go_on(self, row: Row) -> bool:
+        return self.committer is None or row.provisional < self.settings.provisional_cap
+
+    # Computing
+
+    def _prefill(self, row: Row) -> Iterator[Event]:
+        """One chunk of a row's prompt, and the first token after the last chunk."""
+        chunk = row.chunk_to_do()
+        if chunk is None:
+            return
+        start, stop = chunk
+        if self.engine.stopping and not row.generated:
+            row.reason = "interrupted"
+            return
+        try:
+            hidden = self.forward_chunk(row.sequence, row.tokens[start:stop])
+        except CapacityError:
+            if self.committer is None or not self.committer.busy:
+                raise
+            yield from self._receive(self.committer.wait())  # committed pages can be evicted; then there is room
+            return
+        self._evict(row)
+        if stop == row.prompt_len and len(row.tokens) == row.prompt_len:
+            yield from self._accept(row, self.engine.decoder.logits(hidden[-1:])[0])
+
+    def forward_chunk(self, sequence: PagedSequence, tokens: Sequence[int]) -> Tensor:
+        """Hidden states of `tokens` behind the end of `sequence`, whose pages they fill."""
+        slots = sequence.prepare(len(tokens))
+        positions = torch.arange(sequence.length - len(tokens), sequence.length)
+        plan = plan_attention(
+            [sequence.pages],
+            [sequence.length],
+            [0, len(tokens)],
+            page_size=self.settings.page_size,
+            num_pages=self.pool.num_pages,
+            window=self.window,
+            num_sinks=self.attention.num_sinks,
+        )
+        ids = torch.tensor(tokens, dtype=torch.int64)
+        step = Step(ids, positions + self.offset, torch.tensor(slots), plan, self._anchor_positions(positions))
+        return self.engine.decoder.forward(step, self.pool, self.injection)
+
+    def _anchor_positions(self, positions: Tensor) -> Tensor | None:
+        """min(position, A + W): the anchor stays within the trained range however far the context goes."""
+        if self.injection is None:
+            return None
+        limit = self.window if self.window is not None else self.engine.decoder.config.max_positions - 1 - self.offset
+        virtual = (positions + self.offset).clamp(max=self.offset + limit)
+        return None if bool(torch.equal(virtual, positions + self.offset)) else virtual
+
+    def forward_rows(self, cells: dict[int, tuple[PagedSequence, int]], masses: list[Tensor] | None = None) -> Tensor:
+        """Hidden states of one decode step, [rows, hidden_size]; rows without a cell are padding.
+
+        Args:
+            cells: row index to (sequence, token behind its end).
+            masses: gets the anchor mass of each layer.
+        """
+        size = self.settings.page_size
+        ids, positions, slots, tables, lens = [], [], [], [], []
+        for index in range(len(self.rows)):
+            if index in cells:
+                sequence, token = cells[index]
+                slots += sequence.prepare(1)
+                ids.append(token)
+                positions.append(sequence.length - 1)
+                tables.append(sequence.pages)
+                lens.append(sequence.length)
+            else:
+                slots.append(self.scratch[0] * size + index % size)
+                ids.append(0)
+                positions.append(0)
+                tables.append([])
+                lens.append(0)
+        plan = plan_attention(
+            tables,
+            lens,
+            range(len(self.rows) + 1),
+            page_size=size,
+            num_pages=self.pool.num_pages,
+            window=self.window,
+            num_sinks=self.attention.num_sinks,
+        )
+        where = torch.tensor(positions)
+        step = Step(
+            torch.tensor(ids), where + self.offset, torch.tensor(slots), plan, self._anchor_positions(where)
+        )
+        return self.decoder.forward(step, self.pool, self.injection, masses)
+
+    def _decode(self, rows: Sequence[Row]) -> Iterator[Event]:
+        """One token for each of `rows`."""
+        masses: list[Tensor] | None = [] if self.observe_mass is not None else None
+        hidden = self.forward_rows({row.index: (row.sequence, row.tokens[-1]) for row in rows}, masses)
+        logits = self.decoder.logits(hidden)
+        if self.observe_mass is not None and masses:
+            self.observe_mass([mass[[row.index for row in rows]] for mass in masses])
+        self.steps += 1
+        for row in rows:
+            yield from self._accept(row, logits[row.index])
+            self._evict(row)
+
+    def _accept(self, row: Row, logits: Tensor) -> Iterator[Event]:
+        token = row.request.sampler.draw(logits, len(row.tokens))
+        row.accept(token)
+        if self.engine.stopping and row.reason is None:
+            row.reason = "interrupted"
+        yield Provisional(row.index, len(row.tokens) - 1, token)
+
+    def _evict(self, row: Row) -> None:
+        row.evict(self.window, self.attention.num_sinks, verified=self.committer is not None)
+
+    # Committing
+
+    def _pinned(self) -> tuple[PageCheck, ...]:
+        if self.anchor is None:
+            return ()
+        return tuple(
+            PageCheck(i, page, self.anchor.filled(i), self.anchor.page_digests[i])
+            for i, page in enumerate(self.anchor.pages)
+        )
+
+    def _due(self) -> bool:
+        """Whether a pass should start: enough new tokens, a finished row, or time to look at the anchor."""
+        for row in self.rows:
+            new = row.complete_pages() - len(row.pages)
+            if row.finished or new <= 0:
+                continue
+            if row.reason is not None or not row.decoding or row.committed < row.prompt_len:
+                return True
+            if new * self.settings.page_size >= self.settings.commit_interval:
+                return True
+        return self.anchor is not None and self.steps >= self.settings.scrub_interval
+
+    def _submit(self) -> None:
+        assert self.committer is not None
+        jobs = []
+        for row in self.rows:
+            if not row.finished and row.complete_pages() > len(row.pages):
+                jobs.append(row.job(None if row.reason is None else self.engine.text(row.generated)))
+        self.steps = 0
+        self.leased = [check.page for job in jobs for check in job.checks]
+        self.leased += [new.page for job in jobs for new in job.new if new.digest is None and new.filled]
+        self.pool.share(self.leased)
+        self.committer.submit(CommitJob(self._pinned(), tuple(jobs)))
+
+    def _receive(self, result: CommitResult) -> Iterator[Event]:
+        """Move the horizon, or go back to it."""
+        self.pool.release(self.leased)
+        self.leased = []
+        for key, pages in result.committed.items():
+            row = self.rows[key]
+            row.pages += pages
+            self._evict(row)
+            yield Committed(key, row.committed)
+            if row.reason is not None and len(row.pages) == row.complete_pages():
+                yield self._finished(row)
+        if result.clean:
+            self.faults = 0 if result.committed else self.faults
+            return
+        self.faults += 1
+        if self.faults > self.settings.max_faults:
+            raise result.log_error or IntegrityError(
+                f"damage was found {self.faults} times without progress", remedy="Test the memory of this machine"
+            )
+        yield from self._recover(result)
+
+    def _recover(self, result: CommitResult) -> Iterator[Event]:
+        """Repair the damage from what is signed or committed, then roll back what may depend on it."""
+        if result.damaged_pinned and self.anchor is not None:
+            self.anchor.rewrite()
+        for key, damaged in result.damaged.items():
+            rebuild_pages(self, self.rows[key], damaged)
+        if result.damaged_pinned:
+            reason, keys = "a pinned page was damaged", [row.index for row in self.rows]
+        elif result.log_error is not None:
+            reason, keys = f"the log refused: {result.log_error.what}", [job.key for job in result.job.requests]
+        else:
+            reason, keys = "a context page was damaged", list(result.damaged)
+        for key in keys:
+            row = self.rows[key]
+            if not row.finished:
+                row.roll_back()
+                yield RolledBack(key, max(row.committed, row.prompt_len), reason)
+
+    def _finish_without_log(self) -> Iterator[Event]:
+        if self.committer is None:
+            for row in self.rows:
+                if row.reason is not None and not row.finished:
+                    yield self._finished(row)
+
+    def _finished(self, row: Row) -> Finished:
+        row.finished = True
+        tokens = row.generated
+        result = GenerationResult(
+            row.prompt, tokens, self.engine.text(tokens), row.reason or "", row.request.salt, tuple(row.pages)
+        )
+        row.sequence.close()
+        return Finished(row.index, result)

@@ -1,0 +1,159 @@
+"""What goes into the engine and what comes out of it: plain values."""
+
+import secrets
+from dataclasses import dataclass, field
+
+from fieldprint.commit.committer import CommittedPage
+from fieldprint.generate.sampling import Sampler
+from fieldprint.kvcache import PagedSequence
+
+SALT_SIZE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionSettings:
+    """The injection operator and what the context may see.
+
+    g: floor (or the mixture's weight), one number for every query head or one per head.
+    window: positions of context that a query sees; None means all. The anchor is always seen.
+    num_sinks: first positions of the context that stay visible whatever the window.
+    """
+
+    operator: str = "floor"
+    g: float | tuple[float, ...] = 0.0
+    window: int | None = None
+    num_sinks: int = 0
+
+    def terms(self) -> dict[str, str | int | bool | None]:
+        """What a leaf says of the operator."""
+        values = (self.g,) if isinstance(self.g, (int, float)) else self.g
+        return {
+            "g": ",".join(repr(float(x)) for x in values),
+            "num_sinks": self.num_sinks,
+            "operator": self.operator,
+            "window": self.window,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """Sizes and intervals of the engine.
+
+    page_size: slots of a page, and tokens of a leaf.
+    chunk_size: tokens of one prefill pass; chunks lie at fixed positions, so a replay computes the same bits.
+    provisional_cap: generated tokens of a request that may be uncommitted; at the cap it waits.
+    commit_interval: generated tokens after which a pass of checks and leaves starts.
+    scrub_interval: decode steps between checks of the pinned pages alone.
+    max_faults: faults in a row without progress after which generation ends with an error.
+    pack_weights: whether batches of two and more decode on a second copy of the weights, packed for them.
+    """
+
+    page_size: int = 16
+    chunk_size: int = 512
+    provisional_cap: int = 64
+    commit_interval: int = 32
+    scrub_interval: int = 4
+    max_faults: int = 3
+    pack_weights: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("page_size", "chunk_size", "provisional_cap", "commit_interval", "scrub_interval", "max_faults"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.chunk_size % self.page_size:
+            raise ValueError(f"chunk_size {self.chunk_size} must be a multiple of page_size {self.page_size}")
+        if self.provisional_cap < self.page_size:
+            raise ValueError(f"provisional_cap {self.provisional_cap} must hold a page of {self.page_size} tokens")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prefix:
+    """A prefilled beginning that several requests share; `close` it when they are done.
+
+    `digests` are those of its whole pages, taken before any of them was evicted.
+    """
+
+    tokens: tuple[int, ...]
+    sequence: PagedSequence
+    chunks: tuple[tuple[int, int], ...]
+    digests: tuple[bytes, ...]
+
+    def close(self) -> None:
+        """Release the pages."""
+        self.sequence.close()
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """A prompt and how to go on from it.
+
+    prompt: token ids; with a prefix, what follows it.
+    max_new_tokens: at least 1.
+    stop_ids: a token of this set ends the answer and is its last token.
+    salt: 16 bytes that blind the digests in the log; random unless given.
+    prefix: a shared beginning of `Engine.prefill`.
+    """
+
+    prompt: tuple[int, ...]
+    max_new_tokens: int = 256
+    sampler: Sampler = field(default_factory=Sampler)
+    stop_ids: frozenset[int] = frozenset()
+    salt: bytes = field(default_factory=lambda: secrets.token_bytes(SALT_SIZE), repr=False)
+    prefix: Prefix | None = None
+
+    def __post_init__(self) -> None:
+        if not self.prompt:
+            raise ValueError("prompt must hold at least one token")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
+        if len(self.salt) != SALT_SIZE:
+            raise ValueError(f"salt must have {SALT_SIZE} bytes, not {len(self.salt)}")
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationResult:
+    """A finished request; `pages` are its leaves, empty without a log."""
+
+    prompt: tuple[int, ...]
+    tokens: tuple[int, ...]
+    text: str
+    reason: str
+    salt: bytes = field(repr=False)
+    pages: tuple[CommittedPage, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Provisional:
+    """A token was generated; it may still be taken back."""
+
+    request: int
+    position: int
+    token_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """Everything of the request below `upto` is final: hashed, in the log, under a signed checkpoint."""
+
+    request: int
+    upto: int
+
+
+@dataclass(frozen=True, slots=True)
+class RolledBack:
+    """The request goes on from `to`; provisional tokens from there on never happened."""
+
+    request: int
+    to: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The request is complete and, with a log, committed to its last token."""
+
+    request: int
+    result: GenerationResult
+
+
+Event = Provisional | Committed | RolledBack | Finished

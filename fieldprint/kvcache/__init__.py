@@ -1,0 +1,6 @@
+"""The K/V pages: a pool that owns the memory, and the sequences that hold pages of it."""
+
+from fieldprint.kvcache.pool import PagePool
+from fieldprint.kvcache.sequence import EVICTED, PagedSequence
+
+__all__ = ["EVICTED", "PagePool", "PagedSequence"]

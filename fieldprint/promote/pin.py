@@ -1,0 +1,163 @@
+"""From VerifiedAnchor to PinnedAnchor: the gate into the semantic path."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fieldprint import blake3
+from fieldprint.decoder import Decoder, Injection
+from fieldprint.errors import IntegrityError, VerificationError
+from fieldprint.kvcache import PagePool
+from fieldprint.promote.fieldprint import Fieldprint, compute_fieldprint, token_ids_digest
+from fieldprint.verify import VerifiedAnchor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PinnedAnchor:
+    """An anchor in pinned pages of one pool, with what is needed to watch and to rebuild it.
+
+    `page_digests` are BLAKE3 digests of the resident bytes, computed from the verified codes and not from the pages.
+    """
+
+    verified: VerifiedAnchor
+    fieldprint: Fieldprint
+    root: str
+    pool: PagePool
+    pages: tuple[int, ...]
+    page_digests: tuple[bytes, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """A."""
+        return self.fieldprint.num_tokens
+
+    def injection(self, *, g: float | Sequence[float] = 0.0, operator: str = "floor") -> Injection:
+        """Views of the pinned pages with the weight that the operator gives them.
+
+        Args:
+            g: the floor (or the mixture's weight) in [0, 1], one for all query heads or one per query head.
+            operator: "floor" or "mixture".
+
+        Raises:
+            ValueError: g is outside [0, 1].
+        """
+        values = [g] if isinstance(g, (int, float)) else list(g)
+        if not all(0 <= x <= 1 for x in values):
+            raise ValueError(f"g must lie within [0, 1], not {g}")
+        weights = None if operator == "floor" and not any(values) else torch.tensor(values, dtype=torch.float32)
+        first, last = self.pages[0], self.pages[-1]
+        slots = self.pool.storage[:, :, first : last + 1].flatten(2, 3)[:, :, : self.num_tokens].transpose(2, 3)
+        return Injection(slots[:, 0], slots[:, 1], weights, operator)
+
+    def filled(self, index: int) -> int:
+        """Tokens in the anchor's page number `index`."""
+        size = self.pool.layout.page_size
+        return min(size, self.num_tokens - index * size)
+
+    def damaged(self) -> list[int]:
+        """Indices of the anchor's pages whose bytes are not what was promoted."""
+        return [
+            index
+            for index, page in enumerate(self.pages)
+            if self.pool.digest(page, self.filled(index)) != self.page_digests[index]
+        ]
+
+    def rewrite(self) -> None:
+        """Write the pages again from the codes, whose root is compared with the signed one first.
+
+        Raises:
+            IntegrityError: the codes in host memory are damaged too; promote the anchor again.
+        """
+        if self.fieldprint.root() != self.root:
+            raise IntegrityError(
+                "the codes of the anchor are damaged in host memory", remedy="Promote the anchor again"
+            )
+        _write(self.pool, self.pages, self.fieldprint.values(self.pool.layout.dtype))
+        if self.damaged():
+            raise IntegrityError("the anchor's pages do not keep what is written to them", remedy="Test the memory")
+
+    def release(self) -> None:
+        """Unpin the pages and give them back to the pool."""
+        self.pool.unpin(self.pages)
+        self.pool.release(self.pages)
+
+
+def promote_anchor(
+    verified: VerifiedAnchor,
+    decoder: Decoder,
+    pool: PagePool,
+    token_ids: Sequence[int],
+    *,
+    fieldprint_file: Path | None = None,
+) -> PinnedAnchor:
+    """The anchor, pinned in `pool`, only if every check below holds.
+
+    1. `verified` was made by `verify_anchor`, for this model: it carries a signed fieldprint record.
+    2. `token_ids` are the tokens that the record names.
+    3. The record's sizes are the decoder's, and the pool's pages are the decoder's.
+    4. The fieldprint, loaded from `fieldprint_file` or realized here, has the signed root.
+    5. The pages, read back after writing, have the digests computed from the fieldprint.
+
+    Args:
+        verified: of `verify_anchor(..., model=...)`.
+        decoder: the model; float32 unless a file is given.
+        pool: where the pages are pinned.
+        token_ids: the anchor's text under the model's tokenizer, in the record's form.
+        fieldprint_file: of `Fieldprint.save`, to check instead of recomputing.
+
+    Raises:
+        VerificationError: a check failed; nothing stays pinned.
+        CapacityError: the pool has no run of free pages that is long enough.
+    """
+    record = verified.record if isinstance(verified, VerifiedAnchor) else None
+    if record is None:
+        raise VerificationError(1, "the anchor was not verified for a model", remedy="Call verify_anchor(..., model=...)")
+    if len(token_ids) != record.num_tokens or token_ids_digest(token_ids) != record.token_ids_sha256:
+        raise VerificationError(
+            2, "the anchor's text does not give the tokens that were signed", remedy="Use the tokenizer it was signed with"
+        )
+    sizes = (decoder.config.num_layers, decoder.config.num_kv_heads, decoder.config.head_dim)
+    if sizes != (record.num_layers, record.num_kv_heads, record.head_dim) or pool.layout != decoder.page_layout(
+        pool.layout.page_size
+    ):
+        raise VerificationError(3, "the signed fieldprint has other sizes than this model or its page pool")
+    if fieldprint_file is not None:
+        fieldprint = Fieldprint.load(fieldprint_file)
+    elif decoder.dtype == torch.float32:
+        fieldprint = compute_fieldprint(decoder, token_ids)
+    else:
+        raise VerificationError(
+            4, f"a decoder in {decoder.dtype} cannot realize an anchor", remedy="Give a fieldprint file, or load in float32"
+        )
+    root = fieldprint.root()
+    if root != record.root:
+        raise VerificationError(
+            4,
+            f"the fieldprint has root {root[:16]}..., signed is {record.root[:16]}...",
+            remedy="Promote from the signer's fieldprint file: another processor may round differently",
+        )
+    return _pin(verified, fieldprint, root, pool)
+
+
+def _pin(verified: VerifiedAnchor, fieldprint: Fieldprint, root: str, pool: PagePool) -> PinnedAnchor:
+    values = fieldprint.values(pool.layout.dtype)
+    size = pool.layout.page_size
+    digests = tuple(
+        blake3.digest(part.contiguous().view(torch.uint8).numpy().tobytes()) for part in values.split(size, dim=2)
+    )
+    pages = pool.allocate(len(digests), contiguous=True)
+    pool.pin(pages)
+    pinned = PinnedAnchor(verified, fieldprint, root, pool, tuple(pages), digests)
+    _write(pool, pinned.pages, values)
+    if pinned.damaged():
+        pinned.release()
+        raise VerificationError(5, "the pages read back are not what was written", remedy="Test the memory")
+    return pinned
+
+
+def _write(pool: PagePool, pages: Sequence[int], values: Tensor) -> None:
+    for page, part in zip(pages, values.split(pool.layout.page_size, dim=2), strict=True):
+        pool.storage[:, :, page, : part.shape[2]].copy_(part)
