@@ -1,0 +1,25 @@
+"""The signed text: artifact, keys, envelope, policy."""
+
+from fieldprint.anchor.artifact import KINDS, AnchorArtifact, FieldprintRecord
+from fieldprint.anchor.dsse import Envelope, sign_envelope, valid_signers
+from fieldprint.anchor.keys import key_id, load_private_key, load_public_key, new_key
+from fieldprint.anchor.policy import KindRule, Policy
+from fieldprint.anchor.sign import Revocation, sign_anchor, sign_revocation
+
+__all__ = [
+    "KINDS",
+    "AnchorArtifact",
+    "Envelope",
+    "FieldprintRecord",
+    "KindRule",
+    "Policy",
+    "Revocation",
+    "key_id",
+    "load_private_key",
+    "load_public_key",
+    "new_key",
+    "sign_anchor",
+    "sign_envelope",
+    "sign_revocation",
+    "valid_signers",
+]

@@ -1,0 +1,220 @@
+"""The artifact: what is signed. Canonical JSON (RFC 8785) of an in-toto Statement (in-toto.io/Statement/v1)."""
+
+import re
+import unicodedata
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Any
+
+import rfc8785
+
+from fieldprint.anchor.dsse import check_keys, parse_canonical
+from fieldprint.errors import FormatError
+
+STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
+PREDICATE_TYPE = "urn:fieldprint:anchor:v1"
+KINDS = ("identity", "policy", "memory", "assertion", "observation")
+FORMS = ("chat-system", "raw")
+MAX_TEXT_BYTES = 65536
+MAX_ARTIFACT_SIZE = 512 * 1024
+NAME = re.compile(r"[a-z0-9._-]{1,64}")
+HEX_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class FieldprintRecord:
+    """The fieldprint of the text under one model: sizes and root, hex digests throughout.
+
+    form: "chat-system" (the text as the chat template writes a system message) or "raw".
+    """
+
+    model: str
+    form: str
+    num_tokens: int
+    token_ids_sha256: str
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    page_size: int
+    quantizer: str
+    root: str
+
+    def __post_init__(self) -> None:
+        for name in ("model", "token_ids_sha256", "root"):
+            check_digest(getattr(self, name), f"the fieldprint's {name}")
+        for name in ("num_tokens", "num_layers", "num_kv_heads", "head_dim", "page_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
+                raise FormatError(f"the fieldprint's {name} must be a positive integer")
+        if self.form not in FORMS or self.quantizer != "int8-pow2-v1":
+            raise FormatError("the fieldprint's form or quantizer is not known")
+
+
+@dataclass(frozen=True, slots=True)
+class AnchorArtifact:
+    """A text with its kind, lineage, taint, validity, and its fieldprints.
+
+    parents, supersedes: hex digests of other artifacts. not_before, not_after: UTC, whole seconds.
+    """
+
+    name: str
+    kind: str
+    text: str
+    not_before: datetime
+    not_after: datetime
+    parents: tuple[str, ...] = ()
+    taint: tuple[str, ...] = ()
+    supersedes: tuple[str, ...] = ()
+    fieldprints: tuple[FieldprintRecord, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not NAME.fullmatch(self.name):
+            raise FormatError(f"an anchor's name must match [a-z0-9._-]{{1,64}}, not {str(self.name)[:80]!r}")
+        if self.kind not in KINDS:
+            raise FormatError(f"an anchor's kind must be one of {', '.join(KINDS)}")
+        check_text(self.text)
+        for digest in (*self.parents, *self.supersedes):
+            check_digest(digest, "a parent or superseded anchor")
+        for label in self.taint:
+            if not isinstance(label, str) or not NAME.fullmatch(label):
+                raise FormatError("a taint label must match [a-z0-9._-]{1,64}")
+        for items, what in ((self.parents, "parents"), (self.taint, "taint"), (self.supersedes, "supersedes")):
+            if list(items) != sorted(set(items)):
+                raise FormatError(f"{what} must be sorted, each once")
+        for time in (self.not_before, self.not_after):
+            if time.utcoffset() is None or time.microsecond:
+                raise FormatError("validity must be in UTC and whole seconds")
+        if self.not_before >= self.not_after:
+            raise FormatError("the anchor is valid for no time: not_before is not before not_after")
+        if len({record.model for record in self.fieldprints}) != len(self.fieldprints):
+            raise FormatError("an anchor has at most one fieldprint for a model")
+
+    @property
+    def digest(self) -> str:
+        """Hex SHA-256 of `to_bytes()`: the anchor's identity."""
+        return sha256(self.to_bytes()).hexdigest()
+
+    def record_for(self, model: str) -> FieldprintRecord | None:
+        """The fieldprint under the model with this digest, if there is one."""
+        return next((record for record in self.fieldprints if record.model == model), None)
+
+    def to_bytes(self) -> bytes:
+        """Canonical bytes; `from_bytes` is their inverse."""
+        predicate = {
+            "fieldprints": [asdict(record) for record in self.fieldprints],
+            "kind": self.kind,
+            "name": self.name,
+            "notAfter": format_time(self.not_after),
+            "notBefore": format_time(self.not_before),
+            "parents": list(self.parents),
+            "supersedes": list(self.supersedes),
+            "taint": list(self.taint),
+            "text": self.text,
+        }
+        text_digest = sha256(self.text.encode()).hexdigest()
+        return statement(PREDICATE_TYPE, f"anchor/{self.name}", text_digest, predicate)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "AnchorArtifact":
+        """The artifact in `data`.
+
+        Raises:
+            FormatError: not canonical, not of this form, or the subject is not the text's.
+        """
+        subject, predicate = parse_statement(data, PREDICATE_TYPE)
+        keys = {"fieldprints", "kind", "name", "notAfter", "notBefore", "parents", "supersedes", "taint", "text"}
+        check_keys(predicate, keys, "the anchor")
+        records = predicate["fieldprints"]
+        if not isinstance(records, list) or len(records) > 64:
+            raise FormatError("the anchor's fieldprints must be a list of at most 64")
+        for record in records:
+            check_keys(record, set(FieldprintRecord.__dataclass_fields__), "a fieldprint of the anchor")
+        artifact = cls(
+            name=predicate["name"],
+            kind=predicate["kind"],
+            text=predicate["text"],
+            not_before=parse_time(predicate["notBefore"]),
+            not_after=parse_time(predicate["notAfter"]),
+            parents=_strings(predicate["parents"], "parents"),
+            taint=_strings(predicate["taint"], "taint"),
+            supersedes=_strings(predicate["supersedes"], "supersedes"),
+            fieldprints=tuple(FieldprintRecord(**record) for record in records),
+        )
+        expected = (f"anchor/{artifact.name}", sha256(artifact.text.encode()).hexdigest())
+        if subject != expected:
+            raise FormatError("the statement's subject is not the anchor's text")
+        return artifact
+
+
+def statement(predicate_type: str, name: str, digest: str, predicate: dict[str, Any]) -> bytes:
+    """Canonical bytes of an in-toto Statement over one subject."""
+    return rfc8785.dumps(
+        {
+            "_type": STATEMENT_TYPE,
+            "predicate": predicate,
+            "predicateType": predicate_type,
+            "subject": [{"digest": {"sha256": digest}, "name": name}],
+        }
+    )
+
+
+def parse_statement(data: bytes, predicate_type: str) -> tuple[tuple[str, str], dict[str, Any]]:
+    """((subject name, its SHA-256), predicate) of a Statement of this type, or FormatError."""
+    fields = parse_canonical(data, "the statement", MAX_ARTIFACT_SIZE)
+    check_keys(fields, {"_type", "predicate", "predicateType", "subject"}, "the statement")
+    if fields["_type"] != STATEMENT_TYPE or fields["predicateType"] != predicate_type:
+        raise FormatError(f"the statement is not of type {predicate_type}")
+    subjects = fields["subject"]
+    if not isinstance(subjects, list) or len(subjects) != 1:
+        raise FormatError("the statement must have one subject")
+    check_keys(subjects[0], {"digest", "name"}, "the subject")
+    check_keys(subjects[0]["digest"], {"sha256"}, "the subject's digest")
+    if not isinstance(fields["predicate"], dict):
+        raise FormatError("the statement's predicate is not an object")
+    return (subjects[0]["name"], subjects[0]["digest"]["sha256"]), fields["predicate"]
+
+
+def check_text(text: object) -> None:
+    """Raise FormatError unless `text` is text that looks the same to everybody: NFC, no control characters."""
+    if not isinstance(text, str) or not text:
+        raise FormatError("an anchor's text must not be empty")
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise FormatError("the text holds unpaired surrogates") from None
+    if size > MAX_TEXT_BYTES:
+        raise FormatError(f"the text has {size} bytes, more than {MAX_TEXT_BYTES}")
+    if not unicodedata.is_normalized("NFC", text):
+        raise FormatError("the text is not in Unicode's normal form C")
+    for character in text:
+        if character not in "\n\t" and unicodedata.category(character) in ("Cc", "Cf", "Co"):
+            raise FormatError(f"the text holds the invisible character U+{ord(character):04X}")
+
+
+def check_digest(value: object, what: str) -> None:
+    """Raise FormatError unless `value` is 64 lower-case hex digits."""
+    if not isinstance(value, str) or not HEX_DIGEST.fullmatch(value):
+        raise FormatError(f"{what} must be a digest of 64 hex digits")
+
+
+def format_time(time: datetime) -> str:
+    """RFC 3339 in UTC: 2026-11-24T00:00:00Z."""
+    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def parse_time(text: object) -> datetime:
+    """The time that `format_time` wrote, or FormatError."""
+    try:
+        time = datetime.strptime(str(text), "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+    except ValueError:
+        raise FormatError(f"{str(text)[:40]!r} is not a time like 2026-11-24T00:00:00Z") from None
+    if format_time(time) != text:
+        raise FormatError(f"{str(text)[:40]!r} is not a time like 2026-11-24T00:00:00Z")
+    return time
+
+
+def _strings(value: object, what: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise FormatError(f"{what} must be a list of texts")
+    return tuple(value)

@@ -1,0 +1,140 @@
+"""DSSE envelopes (github.com/secure-systems-lab/dsse, protocol.md 1.0): a payload, its type, and signatures over both.
+
+    {"payload":"eyJ...","payloadType":"application/vnd.in-toto+json","signatures":[{"keyid":"9f...","sig":"MEU..."}]}
+"""
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import rfc8785
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from fieldprint.anchor.keys import key_id
+from fieldprint.errors import FormatError
+
+MAX_ENVELOPE_SIZE = 1 << 20
+MAX_SIGNATURES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """A payload with its type and (key id, signature) pairs."""
+
+    payload_type: str
+    payload: bytes
+    signatures: tuple[tuple[str, bytes], ...]
+
+    def to_bytes(self) -> bytes:
+        """Canonical JSON (RFC 8785); `from_bytes` is its inverse."""
+        return rfc8785.dumps(
+            {
+                "payload": base64.b64encode(self.payload).decode(),
+                "payloadType": self.payload_type,
+                "signatures": [{"keyid": k, "sig": base64.b64encode(s).decode()} for k, s in self.signatures],
+            }
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Envelope":
+        """The envelope in `data`.
+
+        Raises:
+            FormatError: it is too large, not JSON, not of this form, or not in canonical bytes.
+        """
+        fields = parse_canonical(data, "the envelope", MAX_ENVELOPE_SIZE)
+        check_keys(fields, {"payload", "payloadType", "signatures"}, "the envelope")
+        signatures = fields["signatures"]
+        if not isinstance(signatures, list) or not 0 < len(signatures) <= MAX_SIGNATURES:
+            raise FormatError(f"the envelope has no list of 1 to {MAX_SIGNATURES} signatures")
+        pairs = []
+        for signature in signatures:
+            check_keys(signature, {"keyid", "sig"}, "a signature of the envelope")
+            if not isinstance(signature["keyid"], str):
+                raise FormatError("a key id of the envelope is no text")
+            pairs.append((signature["keyid"], decode_base64(signature["sig"], "a signature of the envelope")))
+        if not isinstance(fields["payloadType"], str):
+            raise FormatError("the envelope's payload type is no text")
+        return cls(fields["payloadType"], decode_base64(fields["payload"], "the payload"), tuple(pairs))
+
+
+def pae(payload_type: str, payload: bytes) -> bytes:
+    """DSSE's pre-authentication encoding: what is signed."""
+    kind = payload_type.encode()
+    return b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
+
+
+def sign_envelope(payload_type: str, payload: bytes, private_keys: Sequence[Ed25519PrivateKey]) -> Envelope:
+    """The envelope with a signature of each key.
+
+    Raises:
+        ValueError: no key is given.
+    """
+    if not private_keys:
+        raise ValueError("private_keys must hold at least one key")
+    message = pae(payload_type, payload)
+    signatures = tuple((key_id(key.public_key()), key.sign(message)) for key in private_keys)
+    return Envelope(payload_type, payload, signatures)
+
+
+def valid_signers(envelope: Envelope, trusted: Mapping[str, Ed25519PublicKey]) -> frozenset[str]:
+    """The ids of the trusted keys with a valid signature on the envelope; each counts once."""
+    message = pae(envelope.payload_type, envelope.payload)
+    found = set()
+    for identifier, signature in envelope.signatures:
+        key = trusted.get(identifier)
+        if key is None:
+            continue
+        try:
+            key.verify(signature, message)
+        except InvalidSignature:
+            continue
+        found.add(identifier)
+    return frozenset(found)
+
+
+def parse_canonical(data: bytes, what: str, limit: int) -> dict[str, Any]:
+    """The JSON object in `data`, if writing it again in canonical form (RFC 8785) gives the same bytes.
+
+    Raises:
+        FormatError: it does not, or is larger than `limit`.
+    """
+    if len(data) > limit:
+        raise FormatError(f"{what} has {len(data)} bytes, more than {limit}")
+    try:
+        fields = json.loads(data, parse_float=_no_float, parse_constant=_no_float)
+        again = rfc8785.dumps(fields)
+    except (ValueError, RecursionError, rfc8785.CanonicalizationError) as error:
+        raise FormatError(f"{what} is not JSON as it must be: {error}") from error
+    if again != data:
+        raise FormatError(f"{what} is not in canonical form (RFC 8785)")
+    if not isinstance(fields, dict):
+        raise FormatError(f"{what} is not a JSON object")
+    return fields
+
+
+def _no_float(text: str) -> float:
+    raise ValueError(f"{text[:20]} is not an integer")
+
+
+def check_keys(fields: object, keys: set[str], what: str) -> None:
+    """Raise FormatError unless `fields` is an object with exactly `keys`."""
+    if not isinstance(fields, dict) or set(fields) != keys:
+        raise FormatError(f"{what} must have exactly the fields {', '.join(sorted(keys))}")
+
+
+def decode_base64(text: object, what: str) -> bytes:
+    """The bytes of canonical base64, or FormatError."""
+    if not isinstance(text, str):
+        raise FormatError(f"{what} is no text")
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise FormatError(f"{what} is not base64") from error
+    if base64.b64encode(data).decode() != text:
+        raise FormatError(f"{what} is not canonical base64")
+    return data

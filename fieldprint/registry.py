@@ -1,0 +1,97 @@
+"""The registry: which anchors were promoted, superseded and revoked, as replaying the log gives it.
+
+Events are log entries in canonical JSON:
+
+    {"anchor":"<digest>","fieldprint":"<root>","model":"<digest>","supersedes":[],"type":"promote","v":1}
+    {"envelope":"<base64 of the signed revocation>","type":"revoke","v":1}
+
+The log holds everything that was appended; the registry believes a revocation only if the policy's revokers signed it.
+A promotion is written by the engine; what it supersedes it read from a verified artifact.
+"""
+
+import base64
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import rfc8785
+
+from fieldprint.anchor.artifact import check_digest
+from fieldprint.anchor.dsse import Envelope, check_keys, decode_base64, parse_canonical, valid_signers
+from fieldprint.anchor.policy import Policy
+from fieldprint.anchor.sign import PAYLOAD_TYPE, Revocation
+from fieldprint.errors import FormatError
+
+MAX_EVENT_SIZE = 65535
+
+
+@dataclass(frozen=True, slots=True)
+class Promotion:
+    """An anchor was pinned by an engine."""
+
+    anchor: str
+    fieldprint: str
+    model: str
+    supersedes: tuple[str, ...] = ()
+
+    def to_entry(self) -> bytes:
+        """The log entry."""
+        return rfc8785.dumps(
+            {
+                "anchor": self.anchor,
+                "fieldprint": self.fieldprint,
+                "model": self.model,
+                "supersedes": list(self.supersedes),
+                "type": "promote",
+                "v": 1,
+            }
+        )
+
+
+def revocation_entry(signed: bytes) -> bytes:
+    """The log entry of a signed revocation."""
+    return rfc8785.dumps({"envelope": base64.b64encode(signed).decode(), "type": "revoke", "v": 1})
+
+
+@dataclass(slots=True)
+class Registry:
+    """What the events say: promotions in order, superseded digests, revocations by digest."""
+
+    promotions: list[Promotion] = field(default_factory=list)
+    superseded: set[str] = field(default_factory=set)
+    revoked: dict[str, Revocation] = field(default_factory=dict)
+
+    @classmethod
+    def replay(cls, entries: Iterable[bytes], policy: Policy) -> "Registry":
+        """The registry after all entries; entries that are no events, or not signed as they must be, change nothing."""
+        registry = cls()
+        for entry in entries:
+            try:
+                fields = parse_canonical(entry, "the entry", MAX_EVENT_SIZE)
+                if fields.get("v") == 1 and fields.get("type") == "revoke":
+                    registry._revoke(fields, policy)
+                elif fields.get("v") == 1 and fields.get("type") == "promote":
+                    registry._promote(fields)
+            except FormatError:
+                continue
+        return registry
+
+    def _revoke(self, fields: dict[str, object], policy: Policy) -> None:
+        check_keys(fields, {"envelope", "type", "v"}, "the revocation entry")
+        envelope = Envelope.from_bytes(decode_base64(fields["envelope"], "the revocation"))
+        signers = valid_signers(envelope, policy.trusted(policy.revokers))
+        if envelope.payload_type != PAYLOAD_TYPE or len(signers) < policy.revocation_threshold:
+            return
+        revocation = Revocation.from_bytes(envelope.payload)
+        self.revoked.setdefault(revocation.anchor, revocation)
+
+    def _promote(self, fields: dict[str, object]) -> None:
+        check_keys(fields, {"anchor", "fieldprint", "model", "supersedes", "type", "v"}, "the promotion entry")
+        supersedes = fields["supersedes"]
+        if not isinstance(supersedes, list):
+            raise FormatError("the promotion's supersedes is no list")
+        for digest in (fields["anchor"], fields["fieldprint"], fields["model"], *supersedes):
+            check_digest(digest, "a digest of the promotion")
+        self.promotions.append(
+            Promotion(str(fields["anchor"]), str(fields["fieldprint"]), str(fields["model"]), tuple(supersedes))
+        )
+        self.superseded.update(supersedes)

@@ -1,0 +1,119 @@
+"""Reading a log's folder: checkpoint, entries and proofs, each checked against what it must agree with."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from fieldprint.errors import FormatError, LogError, VerificationError
+from fieldprint.note import VerifierKey, verify_note
+from fieldprint.tlog import merkle
+from fieldprint.tlog.checkpoint import Checkpoint
+from fieldprint.tlog.tile import HEIGHT, WIDTH, bundle_path, decode_bundle, tile_path
+
+
+def read_file(path: Path) -> bytes:
+    """The file's bytes.
+
+    Raises:
+        LogError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise LogError(f"{path} cannot be read: {error.strerror}", remedy="Is this the folder of a log?") from error
+
+
+class LogReader:
+    """A log in a folder, read with the keys that its checkpoint must be signed by.
+
+    Entries and proofs are those of the checkpoint that was there when the reader was made, or at `refresh`.
+    """
+
+    def __init__(self, path: Path, keys: Sequence[VerifierKey]) -> None:
+        self.path = path
+        self.keys = tuple(keys)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the checkpoint again.
+
+        Raises:
+            LogError: there is none.
+            FormatError, VerificationError: it is malformed, or no key signed it.
+        """
+        self._signed = read_file(self.path / "checkpoint")
+        self._checkpoint = Checkpoint.from_text(verify_note(self._signed, self.keys))
+        if self._checkpoint.origin not in {key.name for key in self.keys}:
+            raise VerificationError(2, f"the checkpoint is of {self._checkpoint.origin}, which no key names")
+        self._tiles: dict[str, bytes] = {}
+
+    def checkpoint(self) -> Checkpoint:
+        """The checkpoint, signature verified."""
+        return self._checkpoint
+
+    def signed_checkpoint(self) -> bytes:
+        """The checkpoint's note."""
+        return self._signed
+
+    def entries(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        """The entries [start, stop), each checked against the leaf hash in the tile."""
+        end = self._checkpoint.tree_size if stop is None else stop
+        if not 0 <= start <= end <= self._checkpoint.tree_size:
+            raise ValueError(f"entries {start} to {end} are not in a log of {self._checkpoint.tree_size}")
+        for bundle in range(start // WIDTH, -(-end // WIDTH)):
+            width = min(WIDTH, self._checkpoint.tree_size - bundle * WIDTH)
+            entries = self._bundle(bundle, width)
+            for offset in range(max(0, start - bundle * WIDTH), min(width, end - bundle * WIDTH)):
+                index = bundle * WIDTH + offset
+                if merkle.leaf_hash(entries[offset]) != self.subtree_hash(0, index):
+                    raise FormatError(f"entry {index} is not the one that the tree holds")
+                yield entries[offset]
+
+    def entry(self, index: int) -> bytes:
+        """Entry `index`."""
+        return next(self.entries(index, index + 1))
+
+    def inclusion_proof(self, index: int, tree_size: int | None = None) -> list[bytes]:
+        """The audit path of entry `index` in the tree of `tree_size` entries, by default the checkpoint's."""
+        return merkle.prove_inclusion(index, self._size(tree_size), self.subtree_hash)
+
+    def consistency_proof(self, size1: int, size2: int | None = None) -> list[bytes]:
+        """The proof that the tree of `size1` entries is a prefix of the one of `size2`, by default the checkpoint's."""
+        return merkle.prove_consistency(size1, self._size(size2), self.subtree_hash)
+
+    def root_hash(self, tree_size: int | None = None) -> bytes:
+        """The root computed from the tiles."""
+        return merkle.tree_hash(self._size(tree_size), self.subtree_hash)
+
+    def _size(self, tree_size: int | None) -> int:
+        size = self._checkpoint.tree_size if tree_size is None else tree_size
+        if not 0 <= size <= self._checkpoint.tree_size:
+            raise ValueError(f"the log has {self._checkpoint.tree_size} entries, not {size}")
+        return size
+
+    def _bundle(self, index: int, width: int) -> list[bytes]:
+        """The bundle at its width, or the first `width` entries of the whole one if the log has grown since."""
+        partial = self.path / bundle_path(index, width)
+        if partial.exists():
+            return decode_bundle(read_file(partial), width)
+        return decode_bundle(read_file(self.path / bundle_path(index)), WIDTH)[:width]
+
+    def _fetch(self, partial: str, whole: str) -> bytes:
+        return read_file(self.path / (partial if (self.path / partial).exists() else whole))
+
+    def subtree_hash(self, level: int, index: int) -> bytes:
+        """The hash of a complete subtree, from the tile of the level below or at it."""
+        tile_level, rest = divmod(level, HEIGHT)
+        first, stop = index << rest, (index + 1) << rest
+        tile, offset = divmod(first, WIDTH)
+        width = min(WIDTH, (self._checkpoint.tree_size >> (HEIGHT * tile_level)) - tile * WIDTH)
+        path = tile_path(tile_level, tile, width)
+        if path not in self._tiles:
+            data = self._fetch(path, tile_path(tile_level, tile))
+            if len(data) < width * merkle.HASH_SIZE:
+                raise FormatError(f"{path} is truncated")
+            self._tiles[path] = data[: width * merkle.HASH_SIZE]
+        size = merkle.HASH_SIZE
+        hashes = [self._tiles[path][i * size : (i + 1) * size] for i in range(offset, offset + stop - first)]
+        while len(hashes) > 1:
+            hashes = [merkle.node_hash(a, b) for a, b in zip(hashes[::2], hashes[1::2], strict=True)]
+        return hashes[0]

@@ -1,0 +1,258 @@
+"""Writing a log's folder: entries become durable, then covered by a signed checkpoint, then acknowledged.
+
+    folder/checkpoint             the signed note, replaced last by rename
+    folder/tile/0/000.p/5         hashes
+    folder/tile/entries/000.p/5   entries
+    folder/.lock                  held by the writer, by flock, as long as it lives
+
+Nothing that a published checkpoint covers is ever changed: full tiles never, partial tiles are new files.
+"""
+
+import errno
+import fcntl
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from fieldprint.errors import CapacityError, FieldprintError, LogError, LogLockedError, VerificationError
+from fieldprint.note import NoteSigner, sign_note
+from fieldprint.tlog import merkle
+from fieldprint.tlog.checkpoint import Checkpoint
+from fieldprint.tlog.reader import LogReader
+from fieldprint.tlog.tile import HEIGHT, MAX_ENTRY_SIZE, WIDTH, bundle_path, encode_bundle, tile_path
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """Where a batch is in the log, and the checkpoint that covers it."""
+
+    first_index: int
+    tree_size: int
+    checkpoint: bytes
+
+
+class LogWriter:
+    """The one writer of a log; `origin` is the signer's name.
+
+        with LogWriter(Path("log"), signer, create=True) as log:
+            log.append([b"entry"])
+    """
+
+    def __init__(self, path: Path, signer: NoteSigner, *, create: bool = False) -> None:
+        self.path = path
+        self._signer = signer
+        self._closed = True
+        if not (path / "checkpoint").exists() and not create:
+            raise LogError(f"{path} holds no log", remedy="Create it first")
+        with _disk_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock)
+            raise LogLockedError(
+                f"another process writes the log {path}", remedy="Let it end, or use a log of your own"
+            ) from None
+        self._closed = False
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        """Take up the tree where the checkpoint left it, or publish an empty one."""
+        self._tail: list[bytes] = []  # entries of the last, partial bundle
+        self._levels: list[list[bytes]] = [[]]  # hashes of the last, partial tile of each level
+        self._size = 0
+        if not (self.path / "checkpoint").exists():
+            self._publish(0, [[]])
+            return
+        reader = LogReader(self.path, [self._signer.verifier_key])
+        checkpoint = reader.checkpoint()
+        if checkpoint.origin != self._signer.name:
+            raise VerificationError(2, f"the log is of {checkpoint.origin}, the key of {self._signer.name}")
+        if reader.root_hash() != checkpoint.root_hash:
+            raise LogError("the tiles do not lead to the checkpoint's root", remedy="Restore the log's folder")
+        self._size = checkpoint.tree_size
+        self._signed = reader.signed_checkpoint()
+        self._tail = list(reader.entries(self._size // WIDTH * WIDTH))
+        self._levels = []
+        level, count = 0, self._size
+        while True:
+            first = count // WIDTH * WIDTH
+            self._levels.append([reader.subtree_hash(level * HEIGHT, i) for i in range(first, count)])
+            level, count = level + 1, count // WIDTH
+            if count == 0:
+                break
+
+    @property
+    def tree_size(self) -> int:
+        """Entries that a published checkpoint covers."""
+        return self._size
+
+    @property
+    def checkpoint(self) -> bytes:
+        """The last published checkpoint, a signed note."""
+        return self._signed
+
+    @property
+    def verifier_key(self) -> str:
+        """The key that readers need, as text."""
+        return str(self._signer.verifier_key)
+
+    def append(self, entries: Sequence[bytes]) -> Appended:
+        """Put `entries` behind the others; returns when they are durable and a published checkpoint covers them.
+
+        Raises:
+            ValueError: an entry is longer than 65,535 bytes; nothing was appended.
+            CapacityError: the disk is full. LogError: another failure of the disk. In both cases the last published
+                checkpoint stays valid and the writer can be used again.
+        """
+        if self._closed:
+            raise LogError("the log is closed")
+        if any(len(entry) > MAX_ENTRY_SIZE for entry in entries):
+            raise ValueError(f"an entry has more than {MAX_ENTRY_SIZE} bytes")
+        if not entries:
+            return Appended(self._size, self._size, self._signed)
+        first = self._size
+        tail, levels = list(self._tail), [list(level) for level in self._levels]
+        with _disk_errors(self.path):
+            written = self._write_tiles(entries, tail, levels)
+            folders = {folder for path in written for folder in path.parents if folder.is_relative_to(self.path)}
+            for folder in sorted(folders):
+                _sync_folder(folder)
+        self._publish(first + len(entries), levels)
+        self._tail, self._levels = tail, levels
+        return Appended(first, self._size, self._signed)
+
+    def _write_tiles(self, entries: Sequence[bytes], tail: list[bytes], levels: list[list[bytes]]) -> list[Path]:
+        """Write the bundles and tiles that `entries` complete or begin; `tail` and `levels` become the new edge."""
+        files: dict[str, bytes] = {}
+        size = self._size
+        for entry in entries:
+            tail.append(entry)
+            size += 1
+            if len(tail) == WIDTH:
+                files[bundle_path(size // WIDTH - 1)] = encode_bundle(tail)
+                tail.clear()
+            level, value, count = 0, merkle.leaf_hash(entry), size
+            while True:
+                if level == len(levels):
+                    levels.append([])
+                levels[level].append(value)
+                if len(levels[level]) < WIDTH:
+                    break
+                files[tile_path(level, count // WIDTH - 1)] = b"".join(levels[level])
+                value = merkle.range_hash(0, WIDTH, _Subtrees(levels[level]))
+                levels[level] = []
+                level, count = level + 1, count // WIDTH
+        if tail:
+            files[bundle_path(size // WIDTH, len(tail))] = encode_bundle(tail)
+        for level, hashes in enumerate(levels):
+            if hashes:
+                files[tile_path(level, (size >> (HEIGHT * level)) // WIDTH, len(hashes))] = b"".join(hashes)
+        return [_write(self.path / name, data) for name, data in files.items()]
+
+    def _publish(self, size: int, levels: list[list[bytes]]) -> None:
+        root = _edge_root(size, levels)
+        signed = sign_note(Checkpoint(self._signer.name, size, root).to_text(), [self._signer])
+        with _disk_errors(self.path):
+            _write(self.path / "checkpoint", signed)
+        self._size, self._signed = size, signed
+        with _disk_errors(self.path):
+            _sync_folder(self.path)
+
+    def close(self) -> None:
+        """Give the lock back."""
+        if not self._closed:
+            self._closed = True
+            os.close(self._lock)
+
+    def __enter__(self) -> "LogWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Subtrees:
+    """A hash reader over the hashes of one tile."""
+
+    def __init__(self, hashes: list[bytes]) -> None:
+        self._hashes = hashes
+
+    def __call__(self, level: int, index: int) -> bytes:
+        if level == 0:
+            return self._hashes[index]
+        return merkle.node_hash(self(level - 1, 2 * index), self(level - 1, 2 * index + 1))
+
+
+def _edge_root(size: int, levels: list[list[bytes]]) -> bytes:
+    """The root from the partial tiles alone: fold complete subtrees from the right, as RFC 9162's tree does."""
+    if size == 0:
+        return merkle.empty_root()
+    root: bytes | None = None
+    for hashes in levels:
+        position = len(hashes)
+        while position:
+            width = position & -position
+            part = merkle.range_hash(0, width, _Subtrees(hashes[position - width : position]))
+            root = part if root is None else merkle.node_hash(part, root)
+            position -= width
+    assert root is not None
+    return root
+
+
+class _disk_errors:  # noqa: N801  reads as a phrase where it is used
+    """Turns OSError into CapacityError (no room) or LogError."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not isinstance(error, OSError):
+            return
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        raised: type[FieldprintError] = CapacityError if full else LogError
+        raise raised(
+            f"the log {self.path} cannot be written: {error.strerror}",
+            remedy="Free disk space; what was acknowledged is still there" if full else "Check the folder",
+        ) from error
+
+
+def _write(path: Path, data: bytes) -> Path:
+    """Write a file whole or not at all, durable before it gets its name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    try:
+        left = memoryview(data)
+        while left:
+            left = left[os.write(descriptor, left) :]
+        os.fsync(descriptor)
+    except BaseException:
+        os.close(descriptor)
+        part.unlink(missing_ok=True)
+        raise
+    os.close(descriptor)
+    os.replace(part, path)
+    return path
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

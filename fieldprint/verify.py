@@ -1,0 +1,243 @@
+"""The verification path's gates: signed bytes and a policy in, verified objects out, or the check that failed."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from fieldprint.anchor.artifact import AnchorArtifact, FieldprintRecord, format_time
+from fieldprint.anchor.dsse import Envelope, valid_signers
+from fieldprint.anchor.policy import Policy
+from fieldprint.anchor.sign import PAYLOAD_TYPE
+from fieldprint.commit.leaf import Commitment, request_digest, text_digest, tokens_digest
+from fieldprint.commit.receipt import Receipt
+from fieldprint.errors import FormatError, VerificationError
+from fieldprint.note import verify_note
+from fieldprint.registry import Registry
+from fieldprint.tlog import Checkpoint, leaf_hash, verify_inclusion
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedAnchor:
+    """An anchor that passed `verify_anchor`, which alone makes one.
+
+    record: its fieldprint under the model that was asked for; None when no model was given.
+    """
+
+    artifact: AnchorArtifact
+    digest: str
+    signers: tuple[str, ...]
+    record: FieldprintRecord | None
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedReceipt:
+    """A receipt that passed `verify_receipt`."""
+
+    text: str
+    prompt_len: int
+    num_tokens: int
+    num_leaves: int
+    origin: str
+    tree_size: int
+    model: str
+    anchor: VerifiedAnchor | None
+
+
+def verify_anchor(
+    signed: bytes, policy: Policy, *, now: datetime, registry: Registry | None, model: str | None = None
+) -> VerifiedAnchor:
+    """Return the anchor only if every check below holds.
+
+    1. `signed` is a well-formed DSSE envelope of an in-toto statement.
+    2. The payload parses as an artifact, and writing it again gives the same bytes; its subject is its text.
+    3. The policy has a rule for the anchor's kind.
+    4. As many distinct keys as the rule's threshold, all of them signers of that kind, signed.
+    5. The rule forbids none of its taint labels.
+    6. `now` is within its validity, and its validity is not longer than the rule allows.
+    7. Its fieldprints are no longer than the rule allows.
+    8. The registry does not know it as revoked.
+    9. The registry does not know it as superseded.
+    10. If `model` is given: a fieldprint under that model is signed.
+
+    The anchor is not yet in memory; see `promote_anchor`.
+
+    Args:
+        signed: of `sign_anchor`.
+        policy: whose signatures count.
+        now: the time of the check, with a time zone.
+        registry: of `Registry.replay`; None only where no log exists, and then 8 and 9 are not checked.
+        model: hex digest of the model folder.
+
+    Raises:
+        VerificationError: with the number of the check.
+    """
+    try:
+        envelope = Envelope.from_bytes(signed)
+        if envelope.payload_type != PAYLOAD_TYPE:
+            raise FormatError(f"the payload type is {envelope.payload_type[:60]!r}, not {PAYLOAD_TYPE}")
+    except FormatError as error:
+        raise VerificationError(1, error.what, remedy="Get the anchor's file from its signer again") from error
+    try:
+        artifact = AnchorArtifact.from_bytes(envelope.payload)
+    except FormatError as error:
+        raise VerificationError(2, error.what, remedy="Get the anchor's file from its signer again") from error
+    rule = policy.kinds.get(artifact.kind)
+    if rule is None:
+        raise VerificationError(3, f"the policy allows no anchors of kind {artifact.kind}")
+    signers = valid_signers(envelope, policy.trusted(rule.signers))
+    if len(signers) < rule.threshold:
+        raise VerificationError(
+            4,
+            f"{len(signers)} of {rule.threshold} needed signatures by {', '.join(rule.signers)} are valid",
+            remedy="The text was altered, or it was signed by a key that the policy does not name",
+        )
+    forbidden = sorted(set(artifact.taint) & set(rule.forbidden_taint))
+    if forbidden:
+        raise VerificationError(5, f"the anchor is tainted: {', '.join(forbidden)}")
+    _check_time(artifact, now, rule.max_age_days)
+    longest = max((record.num_tokens for record in artifact.fieldprints), default=0)
+    if longest > rule.max_tokens:
+        raise VerificationError(7, f"the anchor has {longest} tokens, the policy allows {rule.max_tokens}")
+    digest = artifact.digest
+    if registry is not None and digest in registry.revoked:
+        revocation = registry.revoked[digest]
+        raise VerificationError(
+            8,
+            f"the anchor was revoked at {format_time(revocation.time)}: {revocation.reason}",
+            remedy="Sign a new anchor",
+        )
+    if registry is not None and digest in registry.superseded:
+        raise VerificationError(9, "the anchor was superseded by a newer one", remedy="Use the newer one")
+    record = None if model is None else artifact.record_for(model)
+    if model is not None and record is None:
+        raise VerificationError(
+            10,
+            f"no fieldprint is signed for the model {model[:16]}...",
+            remedy="Sign the anchor again with --model of this folder, or use the model that it was signed for",
+        )
+    names = tuple(sorted(policy.name_of(signer) for signer in signers))
+    return VerifiedAnchor(artifact, digest, names, record)
+
+
+def _check_time(artifact: AnchorArtifact, now: datetime, max_age_days: int) -> None:
+    if now.utcoffset() is None:
+        raise ValueError("now must have a time zone")
+    if now < artifact.not_before:
+        raise VerificationError(6, f"the anchor is valid from {format_time(artifact.not_before)} on")
+    if now >= artifact.not_after:
+        raise VerificationError(
+            6, f"the anchor expired at {format_time(artifact.not_after)}", remedy="Sign it again"
+        )
+    if artifact.not_after - artifact.not_before > timedelta(days=max_age_days):
+        raise VerificationError(6, f"the anchor is valid for longer than the {max_age_days} days of the policy")
+
+
+def verify_receipt(
+    data: bytes, policy: Policy, *, now: datetime, registry: Registry | None = None
+) -> VerifiedReceipt:
+    """Return what the receipt says only if every check below holds. Needs no model and no network.
+
+    1. `data` is a well-formed receipt in canonical bytes.
+    2. The policy's log key signed its checkpoint, and the checkpoint is of that log.
+    3. Every leaf is in the checkpoint's tree, at its index.
+    4. The leaves parse and are one chain: pages from 0 on, each naming the leaf before, same request, model, anchor,
+       sampler and attention; they cover prompt and answer exactly; the last one, and only it, ends the answer.
+    5. Prompt and tokens open the leaves' digests.
+    6. The text opens the last leaf's digest.
+    7. The anchor in the receipt passes `verify_anchor` for the leaves' model; its digest and fieldprint are the leaves'.
+
+    Args:
+        data: the receipt's file.
+        policy: of the verifier, never of the receipt.
+        now: the time of the check.
+        registry: where revocation is looked up; None leaves it out.
+
+    Raises:
+        VerificationError: with the number of the check.
+    """
+    try:
+        receipt = Receipt.from_bytes(data)
+    except FormatError as error:
+        raise VerificationError(1, error.what) from error
+    checkpoint = _verified_checkpoint(receipt, policy)
+    for leaf in receipt.leaves:
+        try:
+            verify_inclusion(
+                leaf_hash(leaf.leaf), leaf.index, checkpoint.tree_size, leaf.proof, checkpoint.root_hash
+            )
+        except VerificationError as error:
+            raise VerificationError(3, f"leaf {leaf.index}: {error.what}") from error
+    chain = _verified_chain(receipt)
+    whole = receipt.prompt + receipt.tokens
+    if request_digest(receipt.salt, receipt.prompt) != chain[0].request:
+        raise VerificationError(5, "the prompt is not the one that was committed")
+    for leaf in chain:
+        if tokens_digest(receipt.salt, leaf.start, whole[leaf.start : leaf.end]) != leaf.tokens:
+            raise VerificationError(5, f"the tokens of page {leaf.page} are not those that were committed")
+    if text_digest(receipt.salt, receipt.text) != chain[-1].text:
+        raise VerificationError(6, "the text is not the one that was committed")
+    anchor = _verified_receipt_anchor(receipt, chain[0], policy, now, registry)
+    return VerifiedReceipt(
+        text=receipt.text,
+        prompt_len=len(receipt.prompt),
+        num_tokens=len(receipt.tokens),
+        num_leaves=len(chain),
+        origin=checkpoint.origin,
+        tree_size=checkpoint.tree_size,
+        model=chain[0].model,
+        anchor=anchor,
+    )
+
+
+def _verified_checkpoint(receipt: Receipt, policy: Policy) -> Checkpoint:
+    try:
+        checkpoint = Checkpoint.from_text(verify_note(receipt.checkpoint.encode(), [policy.log_key]))
+    except (FormatError, VerificationError) as error:
+        raise VerificationError(2, error.what, remedy="Is the policy's log key the right one?") from error
+    if checkpoint.origin != policy.log_key.name:
+        raise VerificationError(2, f"the checkpoint is of {checkpoint.origin}, not of {policy.log_key.name}")
+    return checkpoint
+
+
+def _verified_chain(receipt: Receipt) -> list[Commitment]:
+    """Check 4."""
+    chain: list[Commitment] = []
+    total = len(receipt.prompt) + len(receipt.tokens)
+    for number, item in enumerate(receipt.leaves):
+        try:
+            leaf = Commitment.from_bytes(item.leaf)
+        except FormatError as error:
+            raise VerificationError(4, f"leaf {item.index}: {error.what}") from error
+        before = chain[-1] if chain else None
+        previous = leaf_hash(receipt.leaves[number - 1].leaf).hex() if before else None
+        start = before.end if before else 0
+        if (leaf.page, leaf.start, leaf.previous) != (number, start, previous):
+            raise VerificationError(4, f"leaf {item.index} does not follow the leaf before it")
+        if before is not None and _terms(before) != _terms(leaf):
+            raise VerificationError(4, f"leaf {item.index} is of another request, model, anchor or setting")
+        if (leaf.text is not None) != (number == len(receipt.leaves) - 1):
+            raise VerificationError(4, "the answer does not end with the last leaf, or ends before it")
+        chain.append(leaf)
+    if chain[-1].end != total or chain[0].prompt_len != len(receipt.prompt):
+        raise VerificationError(4, "the leaves do not cover the prompt and the answer exactly")
+    return chain
+
+
+def _terms(leaf: Commitment) -> tuple[object, ...]:
+    return (leaf.request, leaf.prompt_len, leaf.model, leaf.anchor, leaf.fieldprint, leaf.sampler, leaf.attention)
+
+
+def _verified_receipt_anchor(
+    receipt: Receipt, leaf: Commitment, policy: Policy, now: datetime, registry: Registry | None
+) -> VerifiedAnchor | None:
+    """Check 7."""
+    if receipt.anchor is None:
+        if leaf.anchor is not None or leaf.fieldprint is not None:
+            raise VerificationError(7, "the leaves name an anchor, and the receipt does not hold it")
+        return None
+    try:
+        anchor = verify_anchor(receipt.anchor, policy, now=now, registry=registry, model=leaf.model)
+    except VerificationError as error:
+        raise VerificationError(7, f"the anchor: {error.what}", remedy=error.remedy) from error
+    if anchor.digest != leaf.anchor or anchor.record is None or anchor.record.root != leaf.fieldprint:
+        raise VerificationError(7, "the leaves name another anchor or another fieldprint")
+    return anchor
