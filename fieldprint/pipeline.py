@@ -1,0 +1,174 @@
+"""The data path in one function: read this file first.
+
+    text -> anchor/ -> verify -> promote -> kvcache/ -> attention/ -> generate -> commit -> tlog/
+
+`run` takes a signed anchor and requests, and gives back answers with receipts. Each step is one call of the stage that
+is named for it.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+
+from fieldprint.anchor import FieldprintRecord, Policy
+from fieldprint.commit import LeafProof, Receipt
+from fieldprint.decoder import Decoder
+from fieldprint.generate import (
+    AttentionSettings,
+    Engine,
+    EngineSettings,
+    Event,
+    Finished,
+    GenerationRequest,
+    GenerationResult,
+)
+from fieldprint.kvcache import PagePool
+from fieldprint.promote import Fieldprint, PinnedAnchor, compute_fieldprint, promote_anchor
+from fieldprint.registry import Promotion, Registry
+from fieldprint.tlog import LogReader, LogWriter
+from fieldprint.verify import VerifiedAnchor, verify_anchor
+
+
+class Model(Protocol):
+    """What the pipeline needs of a language model; `adapters.transformers.LoadedModel` is one."""
+
+    @property
+    def digest(self) -> str:
+        """Hex SHA-256 over the model folder's manifest."""
+
+    @property
+    def decoder(self) -> Decoder:
+        """The network."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text` alone."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`."""
+
+    def system_tokens(self, text: str) -> list[int]:
+        """Token ids of a system message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A finished request and its receipt."""
+
+    result: GenerationResult
+    receipt: Receipt
+
+
+def run(
+    requests: Sequence[GenerationRequest],
+    *,
+    model: Model,
+    signed: bytes | None,
+    policy: Policy,
+    log: LogWriter,
+    now: datetime,
+    attention: AttentionSettings | None = None,
+    settings: EngineSettings | None = None,
+    fieldprint_file: Path | None = None,
+    on_event: Callable[[Event], None] = lambda event: None,
+    interrupt: threading.Event | None = None,
+) -> list[Answer]:
+    """Answers to `requests`, generated under the signed anchor, every page committed to `log`.
+
+    Args:
+        requests: the batch.
+        model: what generates.
+        signed: the signed anchor, or None to generate without one.
+        policy: whose signatures count.
+        log: an open log; its key is the policy's.
+        now: the time of the checks.
+        attention: operator, floor, window, sinks.
+        settings: page size, provisional cap and the like.
+        fieldprint_file: to load the anchor's K/V instead of recomputing them.
+        on_event: called with each event as it happens.
+        interrupt: when set, every request ends at its next token; what it has is committed.
+
+    Raises:
+        VerificationError: the anchor is not what the policy asks for.
+        LogError, CapacityError, IntegrityError: as `Engine.generate`; committed tokens stay committed.
+    """
+    settings = settings or EngineSettings()
+    attention = attention or AttentionSettings()
+    reader = LogReader(log.path, [policy.log_key])
+    verified = None
+    if signed is not None:
+        registry = Registry.replay(reader.entries(), policy)
+        verified = verify_anchor(signed, policy, now=now, registry=registry, model=model.digest)
+    pool = page_pool(model.decoder, requests, attention, settings, verified)
+    pinned = None
+    if verified is not None:
+        pinned = promote_anchor(
+            verified, model.decoder, pool, anchor_tokens(model, verified), fieldprint_file=fieldprint_file
+        )
+        log.append([promotion_of(pinned, model.digest).to_entry()])
+    engine = Engine(model.decoder, pool, decode=model.decode, model=model.digest, settings=settings)
+    results: dict[int, GenerationResult] = {}
+    for event in engine.generate(requests, anchor=pinned, attention=attention, log=log):
+        if interrupt is not None and interrupt.is_set():
+            engine.stop()
+        if isinstance(event, Finished):
+            results[event.request] = event.result
+        on_event(event)
+    reader.refresh()
+    return [Answer(results[i], receipt_of(results[i], reader, signed)) for i in range(len(requests))]
+
+
+def anchor_tokens(model: Model, verified: VerifiedAnchor) -> list[int]:
+    """The anchor's tokens in the form that its fieldprint was signed for."""
+    form = "raw" if verified.record is None else verified.record.form
+    return text_tokens(model, verified.artifact.text, form)
+
+
+def text_tokens(model: Model, text: str, form: str) -> list[int]:
+    """Token ids of an anchor's text: as a system message ("chat-system") or as it is ("raw")."""
+    return model.system_tokens(text) if form == "chat-system" else model.encode(text)
+
+
+def fieldprint_of(model: Model, text: str, form: str) -> tuple[Fieldprint, FieldprintRecord]:
+    """The fieldprint of a text, and the record of it that its signer puts into the artifact."""
+    tokens = text_tokens(model, text, form)
+    fieldprint = compute_fieldprint(model.decoder, tokens)
+    return fieldprint, fieldprint.record(model=model.digest, form=form, token_ids=tokens)
+
+
+def promotion_of(pinned: PinnedAnchor, model: str) -> Promotion:
+    """The log's event of a promotion."""
+    verified = pinned.verified
+    return Promotion(verified.digest, pinned.root, model, verified.artifact.supersedes)
+
+
+def page_pool(
+    decoder: Decoder,
+    requests: Sequence[GenerationRequest],
+    attention: AttentionSettings,
+    settings: EngineSettings,
+    verified: VerifiedAnchor | None,
+) -> PagePool:
+    """A pool for the batch, the anchor, and the twin of a request that is being rebuilt."""
+    size = settings.page_size
+    resident = []
+    for request in requests:
+        prefix = 0 if request.prefix is None else len(request.prefix.tokens)
+        positions = prefix + len(request.prompt) + request.max_new_tokens
+        if attention.window is not None:
+            positions = min(positions, attention.window + 4 * settings.chunk_size + 2 * settings.provisional_cap)
+        resident.append(-(-positions // size) + 2)
+    anchor = 0 if verified is None or verified.record is None else -(-verified.record.num_tokens // size)
+    return PagePool(decoder.page_layout(size), sum(resident) + max(resident) + anchor + 2)
+
+
+def receipt_of(result: GenerationResult, reader: LogReader, signed: bytes | None) -> Receipt:
+    """The receipt of a committed result, with proofs to the reader's checkpoint."""
+    leaves = tuple(
+        LeafProof(page.leaf_index, page.leaf, tuple(reader.inclusion_proof(page.leaf_index))) for page in result.pages
+    )
+    return Receipt(
+        reader.signed_checkpoint().decode(), leaves, result.salt, result.prompt, result.tokens, result.text, signed
+    )
