@@ -243,7 +243,6 @@ def promote(
     as_json: Json = False,
 ) -> None:
     """Verify an anchor, realize or load its pages, compare them with the signature, pin them. A rehearsal of serving."""
-    from fieldprint.generate import AttentionSettings, EngineSettings
     from fieldprint.kvcache import PagePool
     from fieldprint.pipeline import anchor_tokens
     from fieldprint.promote import promote_anchor
@@ -253,8 +252,7 @@ def promote(
     loaded = _model(model)
     registry = _registry(log, trusted)
     verified = verify_anchor(_read(file), trusted, now=datetime.now(UTC), registry=registry, model=loaded.digest)
-    settings, _ = EngineSettings(), AttentionSettings()
-    pool = PagePool(loaded.decoder.page_layout(settings.page_size), 64)
+    pool = PagePool(loaded.decoder.page_layout(16), 64)
     pinned = promote_anchor(verified, loaded.decoder, pool, anchor_tokens(loaded, verified), fieldprint_file=fieldprint)
     if out is not None:
         pinned.fieldprint.save(out)
@@ -295,10 +293,9 @@ def generate(
     signed = None if anchor_file is None else _read(anchor_file)
     loaded = _model(model, dtype)
     sampler = Sampler(temperature, top_p, seed)
-    system = None if signed is not None else ""
     requests = [
         GenerationRequest(
-            tuple(loaded.encode(text) if raw else loaded.chat_tokens(text, system=system or None)),
+            tuple(loaded.encode(text) if raw else loaded.chat_tokens(text)),
             max_new_tokens,
             sampler,
             loaded.stop_ids,

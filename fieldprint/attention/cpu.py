@@ -1,6 +1,6 @@
 """The CPU path: torch's own flash attention on views of the pages, merged by log-sum-exp.
 
-Nothing is gathered: a run of neighbouring pages is a plain view. A long run is cut into splits of fixed length, all of
+A run of neighbouring pages is a plain view; only pages that do not lie together are gathered. A long run is cut into splits of fixed length, all of
 which go to torch in one call; partial outputs are merged in the order of their positions. What a sequence gets depends
 on its own length and pages only, never on the rest of the batch.
 """
@@ -92,17 +92,18 @@ def _decode_run(query: Tensor, k_slots: Tensor, v_slots: Tensor, run: Run, scale
     num_q_heads = query.shape[1]
     tile = query.view(1, num_kv_heads, -1, head_dim)
     whole = run.num_keys // SPLIT if run.num_keys >= LONG else 0
-    border, end = run.first_slot + whole * SPLIT, run.first_slot + run.num_keys
+    border = whole * SPLIT
+    keys, values = _rows(k_slots, run), _rows(v_slots, run)
     partials: list[Partial] = []
     if whole:
-        k = k_slots[run.first_slot : border].view(whole, SPLIT, num_kv_heads, head_dim).transpose(1, 2)
-        v = v_slots[run.first_slot : border].view(whole, SPLIT, num_kv_heads, head_dim).transpose(1, 2)
+        k = keys[:border].view(whole, SPLIT, num_kv_heads, head_dim).transpose(1, 2)
+        v = values[:border].view(whole, SPLIT, num_kv_heads, head_dim).transpose(1, 2)
         o, lse = _flash(tile.expand(whole, -1, -1, -1), k, v, scale=scale)
         outs, lses = o.reshape(whole, 1, num_q_heads, head_dim), lse.reshape(whole, 1, num_q_heads)
         total = torch.logsumexp(lses, 0)
         partials.append(((outs.float() * torch.exp(lses - total).unsqueeze(-1)).sum(0).to(o.dtype), total))
-    if border < end:
-        k, v = k_slots[border:end].transpose(0, 1).unsqueeze(0), v_slots[border:end].transpose(0, 1).unsqueeze(0)
+    if border < run.num_keys:
+        k, v = keys[border:].transpose(0, 1).unsqueeze(0), values[border:].transpose(0, 1).unsqueeze(0)
         o, lse = _flash(tile, k, v, scale=scale)
         partials.append((o.reshape(1, num_q_heads, head_dim), lse.reshape(1, num_q_heads)))
     return partials
@@ -121,6 +122,12 @@ def _prefill_run(queries: Tensor, k_slots: Tensor, v_slots: Tensor, run: Run, sc
     return [(o.permute(2, 0, 1, 3).reshape(rows, num_q_heads, head_dim), lse.permute(2, 0, 1).reshape(rows, num_q_heads))]
 
 
+def _rows(slots: Tensor, run: Run) -> Tensor:
+    """K or V of the run, [num_keys, num_kv_heads, head_dim]."""
+    if run.slots is not None:
+        return slots.index_select(0, run.slots)
+    return slots[run.first_slot : run.first_slot + run.num_keys]
+
+
 def _expanded(slots: Tensor, run: Run, group: int) -> Tensor:
-    rows = slots[run.first_slot : run.first_slot + run.num_keys]
-    return rows.transpose(0, 1).unsqueeze(1).expand(-1, group, -1, -1)
+    return _rows(slots, run).transpose(0, 1).unsqueeze(1).expand(-1, group, -1, -1)

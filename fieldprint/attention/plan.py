@@ -9,7 +9,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Neighbouring slots of the pool that hold neighbouring positions of one sequence.
+    """Neighbouring positions of one sequence: neighbouring slots of the pool from `first_slot` on, or else `slots`.
+
+    How positions are cut into runs depends on positions alone, so that where pages happen to lie changes no bit of the
+    result. Pages that are no neighbours cost a copy.
 
     `mask` is None when every query sees every key, "causal" when query i sees keys 0..i of the run, else an
     additive [num_queries, num_keys] tensor; then `unseeing` marks the queries that see no key of the run.
@@ -19,6 +22,7 @@ class Run:
     num_keys: int
     mask: Tensor | str | None
     unseeing: Tensor | None = None
+    slots: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +108,15 @@ def _runs(
     borders = [(0, sinks), (oldest, first_query), (first_query, length)] if num_queries > 1 else [(0, sinks), (oldest, length)]
     runs = []
     for start, stop in borders:
-        for begin, end, slot in _neighbours(pages, start, stop, page_size, num_pages, row):
-            mask = _mask(begin, end, first_query, num_queries, window, num_sinks)
-            unseeing = torch.isneginf(mask).all(-1) if isinstance(mask, Tensor) else None
-            runs.append(Run(slot, end - begin, mask, unseeing))
+        if start == stop:
+            continue
+        pieces = _neighbours(pages, start, stop, page_size, num_pages, row)
+        slots = None
+        if len(pieces) > 1:
+            slots = torch.cat([torch.arange(slot, slot + end - begin) for begin, end, slot in pieces])
+        mask = _mask(start, stop, first_query, num_queries, window, num_sinks)
+        unseeing = torch.isneginf(mask).all(-1) if isinstance(mask, Tensor) else None
+        runs.append(Run(pieces[0][2], stop - start, mask, unseeing, slots))
     return runs
 
 

@@ -65,6 +65,7 @@ class Engine:
         self._decode = decode
         self._stopping = False
         self._packed: dict[int, Decoder] = {}
+        self._batch: _Batch | None = None
 
     def stop(self) -> None:
         """End every request at its next token with the reason "interrupted"; what was generated is committed."""
@@ -129,11 +130,17 @@ class Engine:
         if not requests:
             raise ValueError("requests must hold at least one request")
         batch = _Batch(self, anchor, attention or AttentionSettings(), log, observe_mass)
+        self._batch = batch
         try:
             batch.add(requests)
             yield from batch.run()
         finally:
+            self._batch = None
             batch.close()
+
+    def pages_of(self, request: int) -> list[int]:
+        """The pool's pages that a request of the running batch holds, in order; for monitors and fault injection."""
+        return [] if self._batch is None else self._batch.rows[request].sequence.held()
 
     def decoder_for(self, rows: int) -> Decoder:
         """The decoder of decode steps of `rows` rows; packed weights are kept for the next batch of that size."""
@@ -169,7 +176,8 @@ class _Batch:
             raise ValueError("anchor is pinned in another pool")
         self.injection: Injection | None = None
         if anchor is not None:
-            self.injection = anchor.injection(g=attention.g, operator=attention.operator)
+            heads = engine.decoder.config.num_q_heads
+            self.injection = anchor.injection(heads, g=attention.g, operator=attention.operator)
         elif attention.operator != "floor" or attention.g not in (0, 0.0, ()):
             raise ValueError("g is above 0 but there is no anchor to give that weight to")
         native = engine.decoder.config.native_window

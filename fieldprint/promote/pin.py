@@ -34,19 +34,22 @@ class PinnedAnchor:
         """A."""
         return self.fieldprint.num_tokens
 
-    def injection(self, *, g: float | Sequence[float] = 0.0, operator: str = "floor") -> Injection:
+    def injection(
+        self, num_q_heads: int, *, g: float | Sequence[float] = 0.0, operator: str = "floor"
+    ) -> Injection:
         """Views of the pinned pages with the weight that the operator gives them.
 
         Args:
+            num_q_heads: query heads of the decoder.
             g: the floor (or the mixture's weight) in [0, 1], one for all query heads or one per query head.
             operator: "floor" or "mixture".
 
         Raises:
-            ValueError: g is outside [0, 1].
+            ValueError: g is outside [0, 1], or not one number or one per query head.
         """
-        values = [g] if isinstance(g, (int, float)) else list(g)
-        if not all(0 <= x <= 1 for x in values):
-            raise ValueError(f"g must lie within [0, 1], not {g}")
+        values = [float(g)] * num_q_heads if isinstance(g, (int, float)) else [float(x) for x in g]
+        if len(values) != num_q_heads or not all(0 <= x <= 1 for x in values):
+            raise ValueError(f"g must be one number in [0, 1], or one for each of {num_q_heads} query heads, not {g}")
         weights = None if operator == "floor" and not any(values) else torch.tensor(values, dtype=torch.float32)
         first, last = self.pages[0], self.pages[-1]
         slots = self.pool.storage[:, :, first : last + 1].flatten(2, 3)[:, :, : self.num_tokens].transpose(2, 3)

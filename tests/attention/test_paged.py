@@ -179,6 +179,16 @@ def test_same_bits_for_any_batch() -> None:
     assert torch.equal(*outs)
 
 
+def test_same_bits_wherever_the_pages_lie() -> None:
+    lens, queries = [600, 2600, 90], [1, 1, 33]
+    results = []
+    for shuffle in (False, True):
+        case = make_case(11, lens, queries, page_size=16, kv=3, group=3, dim=64, shuffle=shuffle)
+        plan = plan_attention(case.table, case.lens, case.cu, **case.plan_args(), window=2100, num_sinks=4)
+        results.append(paged_fieldprint_attention(case.q, case.k_pages, case.v_pages, plan).out)
+    assert torch.equal(*results)
+
+
 def test_torch_flash_returns_natural_lse() -> None:
     q, k, v = torch.randn(1, 2, 3, 16), torch.randn(1, 2, 9, 16), torch.randn(1, 2, 9, 16)
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, scale=0.3)
