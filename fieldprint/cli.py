@@ -65,7 +65,9 @@ def keys_new(
 @policy_app.command("new")
 def policy_new(
     out: Annotated[Path, typer.Argument(help="The file to write.")],
-    signer: Annotated[list[Path], typer.Option("--signer", help="Public key that may sign anchors and revocations.")],
+    signer: Annotated[
+        list[Path], typer.Option("--signer", help="Public key that may sign anchors and revocations.")
+    ],
     log_pub: Annotated[Path, typer.Option("--log-pub", help="Public key of the log.")],
     origin: Annotated[str, typer.Option("--origin", help="Name of the log.")] = "fieldprint.local/log",
     threshold: Annotated[int, typer.Option("--threshold", help="Signatures that an anchor needs.")] = 1,
@@ -119,7 +121,9 @@ def log_show(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{checkpoint.origin}, {checkpoint.tree_size} entries, root {checkpoint.root_hash.hex()[:16]}")
+    table = Table(
+        title=f"{checkpoint.origin}, {checkpoint.tree_size} entries, root {checkpoint.root_hash.hex()[:16]}"
+    )
     for column in ("index", "type", "what"):
         table.add_column(column)
     for row in rows:
@@ -133,15 +137,26 @@ def anchor_sign(
     key: SigningKeys,
     out: Annotated[Path, typer.Option("--out", help="Where the signed anchor goes.")],
     name: Annotated[str, typer.Option("--name", help="Name of the anchor.")] = "anchor",
-    kind: Annotated[str, typer.Option("--kind", help="identity, policy, memory, assertion or observation.")] = "identity",
+    kind: Annotated[
+        str, typer.Option("--kind", help="identity, policy, memory, assertion or observation.")
+    ] = "identity",
     days: Annotated[int, typer.Option("--days", help="How long it is valid.")] = 365,
-    taint: Annotated[list[str] | None, typer.Option("--taint", help="A taint label; may be repeated.")] = None,
-    parent: Annotated[list[str] | None, typer.Option("--parent", help="Digest of a parent; may be repeated.")] = None,
-    supersedes: Annotated[list[str] | None, typer.Option("--supersedes", help="Digest of an older anchor.")] = None,
-    form: Annotated[str, typer.Option("--form", help="chat-system (as the template's system message) or raw.")] = "chat-system",
+    taint: Annotated[
+        list[str] | None, typer.Option("--taint", help="A taint label; may be repeated.")
+    ] = None,
+    parent: Annotated[
+        list[str] | None, typer.Option("--parent", help="Digest of a parent; may be repeated.")
+    ] = None,
+    supersedes: Annotated[
+        list[str] | None, typer.Option("--supersedes", help="Digest of an older anchor.")
+    ] = None,
+    form: Annotated[
+        str, typer.Option("--form", help="chat-system (as the template's system message) or raw.")
+    ] = "chat-system",
     model: ModelFolder = None,
     fieldprint_out: Annotated[
-        Path | None, typer.Option("--fieldprint-out", help="Also write the fieldprint, for machines that load it.")
+        Path | None,
+        typer.Option("--fieldprint-out", help="Also write the fieldprint, for machines that load it."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -179,7 +194,9 @@ def anchor_verify(
     file: Annotated[Path, typer.Argument(help="The signed anchor.")],
     policy: PolicyFile,
     log: Annotated[Path | None, typer.Option("--log", help="The log, for revocations.")] = None,
-    model_digest: Annotated[str | None, typer.Option("--model-digest", help="Require a fieldprint for this model.")] = None,
+    model_digest: Annotated[
+        str | None, typer.Option("--model-digest", help="Require a fieldprint for this model.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Check a signed anchor against the policy; needs no model."""
@@ -187,9 +204,16 @@ def anchor_verify(
 
     trusted = _policy(policy)
     registry = None if log is None else _registry(log, trusted)
-    verified = verify_anchor(_read(file), trusted, now=datetime.now(UTC), registry=registry, model=model_digest)
+    verified = verify_anchor(
+        _read(file), trusted, now=datetime.now(UTC), registry=registry, model=model_digest
+    )
     _print(
-        {"anchor": verified.digest, "name": verified.artifact.name, "kind": verified.artifact.kind, "signers": verified.signers},
+        {
+            "anchor": verified.digest,
+            "name": verified.artifact.name,
+            "kind": verified.artifact.kind,
+            "signers": verified.signers,
+        },
         as_json,
         f"verified: {verified.artifact.kind} {verified.artifact.name}, signed by {', '.join(verified.signers)}"
         + ("" if log else " (revocation not checked: give --log)"),
@@ -204,7 +228,12 @@ def anchor_show(file: Annotated[Path, typer.Argument(help="The signed anchor.")]
     envelope = Envelope.from_bytes(_read(file))
     artifact = AnchorArtifact.from_bytes(envelope.payload)
     content = json.loads(envelope.payload)["predicate"]
-    shown = {"verified": False, "digest": artifact.digest, "signatures": [k for k, _ in envelope.signatures], **content}
+    shown = {
+        "verified": False,
+        "digest": artifact.digest,
+        "signatures": [k for k, _ in envelope.signatures],
+        **content,
+    }
     typer.echo(json.dumps(shown, indent=2, ensure_ascii=False))
 
 
@@ -226,7 +255,9 @@ def anchor_revoke(
     now = datetime.now(UTC).replace(microsecond=0)
     entry = revocation_entry(sign_revocation(digest, reason, now, [load_private_key(path) for path in key]))
     if digest not in Registry.replay([entry], trusted).revoked:
-        raise VerificationError(1, "these keys may not revoke under the policy", remedy="Use keys of [revocation]")
+        raise VerificationError(
+            1, "these keys may not revoke under the policy", remedy="Use keys of [revocation]"
+        )
     with _writer(log, log_key, trusted) as writer:
         index = writer.append([entry]).first_index
     typer.echo(f"revoked {digest[:16]}: entry {index} of {log}")
@@ -238,7 +269,9 @@ def promote(
     policy: PolicyFile,
     log: LogFolder,
     model: ModelFolder = None,
-    fieldprint: Annotated[Path | None, typer.Option("--fieldprint", help="Load this file instead of recomputing.")] = None,
+    fieldprint: Annotated[
+        Path | None, typer.Option("--fieldprint", help="Load this file instead of recomputing.")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write the checked fieldprint here.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -251,13 +284,22 @@ def promote(
     trusted = _policy(policy)
     loaded = _model(model)
     registry = _registry(log, trusted)
-    verified = verify_anchor(_read(file), trusted, now=datetime.now(UTC), registry=registry, model=loaded.digest)
+    verified = verify_anchor(
+        _read(file), trusted, now=datetime.now(UTC), registry=registry, model=loaded.digest
+    )
     pool = PagePool(loaded.decoder.page_layout(16), 64)
-    pinned = promote_anchor(verified, loaded.decoder, pool, anchor_tokens(loaded, verified), fieldprint_file=fieldprint)
+    pinned = promote_anchor(
+        verified, loaded.decoder, pool, anchor_tokens(loaded, verified), fieldprint_file=fieldprint
+    )
     if out is not None:
         pinned.fieldprint.save(out)
     _print(
-        {"anchor": verified.digest, "root": pinned.root, "tokens": pinned.num_tokens, "pages": len(pinned.pages)},
+        {
+            "anchor": verified.digest,
+            "root": pinned.root,
+            "tokens": pinned.num_tokens,
+            "pages": len(pinned.pages),
+        },
         as_json,
         f"promoted {verified.artifact.name}: {pinned.num_tokens} tokens in {len(pinned.pages)} pinned pages, "
         f"fieldprint {pinned.root[:16]} as signed",
@@ -272,17 +314,25 @@ def generate(
     log_key: LogKey,
     anchor_file: Annotated[Path | None, typer.Option("--anchor", help="The signed anchor.")] = None,
     model: ModelFolder = None,
-    fieldprint: Annotated[Path | None, typer.Option("--fieldprint", help="Load this file instead of recomputing.")] = None,
+    fieldprint: Annotated[
+        Path | None, typer.Option("--fieldprint", help="Load this file instead of recomputing.")
+    ] = None,
     receipts: Annotated[Path, typer.Option("--receipts", help="Folder for the receipts.")] = Path("receipts"),
-    g: Annotated[float, typer.Option("--g", help="Floor of the anchor's weight, 0 to 1; 0 is plain concatenation.")] = 0.0,
+    g: Annotated[
+        float, typer.Option("--g", help="Floor of the anchor's weight, 0 to 1; 0 is plain concatenation.")
+    ] = 0.0,
     operator: Annotated[str, typer.Option("--operator", help="floor or mixture.")] = "floor",
-    window: Annotated[int | None, typer.Option("--window", help="Sliding window of the context, in tokens.")] = None,
+    window: Annotated[
+        int | None, typer.Option("--window", help="Sliding window of the context, in tokens.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Length limit of an answer.")] = 128,
     temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option("--top-p", help="Nucleus of seeded sampling.")] = 1.0,
     seed: Annotated[int, typer.Option("--seed", help="Of seeded sampling.")] = 0,
     dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")] = "float32",
-    raw: Annotated[bool, typer.Option("--raw", help="Use the prompts as they are, without the chat template.")] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Use the prompts as they are, without the chat template.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Generate under a pinned anchor; every page is committed before it is final. Ctrl-C ends and commits."""
@@ -331,15 +381,25 @@ def generate(
         path.write_bytes(answer.receipt.to_bytes())
         result = answer.result
         rows.append(
-            {"prompt": text, "text": result.text, "tokens": len(result.tokens), "reason": result.reason, "receipt": str(path)}
+            {
+                "prompt": text,
+                "text": result.text,
+                "tokens": len(result.tokens),
+                "reason": result.reason,
+                "receipt": str(path),
+            }
         )
     total = sum(len(answer.result.tokens) for answer in answers)
     if as_json:
         _print({"answers": rows, "seconds": seconds, "tokens_per_second": total / seconds}, True, "")
     else:
         for row in rows:
-            typer.echo(f"> {row['prompt']}\n{row['text']}\n  [{row['tokens']} tokens, {row['reason']}, {row['receipt']}]")
-        typer.echo(f"{total} tokens in {seconds:.1f} s ({total / seconds:.1f} tokens/s, prompts included)", err=True)
+            typer.echo(
+                f"> {row['prompt']}\n{row['text']}\n  [{row['tokens']} tokens, {row['reason']}, {row['receipt']}]"
+            )
+        typer.echo(
+            f"{total} tokens in {seconds:.1f} s ({total / seconds:.1f} tokens/s, prompts included)", err=True
+        )
     if interrupt.is_set():
         raise typer.Exit(130)
 
@@ -376,7 +436,9 @@ def verify(
 
 @app.command("model")
 def model_command(
-    folder: Annotated[Path | None, typer.Argument(help="A model folder; without it the demo model is prepared.")] = None,
+    folder: Annotated[
+        Path | None, typer.Argument(help="A model folder; without it the demo model is prepared.")
+    ] = None,
 ) -> None:
     """Check a model folder, or convert the demo model once, and print its path and digest."""
     from fieldprint.adapters.model_folder import check_model_folder, model_digest, prepare_demo_model
@@ -388,7 +450,9 @@ def model_command(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Where the demo's files go; replaced.")] = Path("demo-out"),
+    out: Annotated[Path, typer.Option("--out", help="Where the demo's files go; replaced.")] = Path(
+        "demo-out"
+    ),
     model: ModelFolder = None,
 ) -> None:
     """The whole story on a real model: sign, tamper, promote, overflow the window, flip bits, verify, revoke."""
@@ -432,7 +496,7 @@ class _Progress:
 
 
 def _interrupter(interrupt: threading.Event) -> Any:
-    def handle(number: int, frame: object) -> None:
+    def handle(_number: int, _frame: object) -> None:
         if interrupt.is_set():
             raise KeyboardInterrupt
         interrupt.set()
@@ -483,7 +547,9 @@ def _writer(folder: Path, log_key: Path, policy: "Policy") -> Any:
 
     signer = NoteSigner(policy.log_key.name, load_private_key(log_key))
     if signer.verifier_key != policy.log_key:
-        raise VerificationError(2, f"{log_key} is not the log key of the policy", remedy="Give the key of that log")
+        raise VerificationError(
+            2, f"{log_key} is not the log key of the policy", remedy="Give the key of that log"
+        )
     return LogWriter(folder, signer)
 
 

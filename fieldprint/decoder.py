@@ -165,7 +165,11 @@ class Decoder:
 
     @torch.inference_mode()
     def forward(
-        self, step: Step, pool: PagePool, injection: Injection | None = None, masses: list[Tensor] | None = None
+        self,
+        step: Step,
+        pool: PagePool,
+        injection: Injection | None = None,
+        masses: list[Tensor] | None = None,
     ) -> Tensor:
         """Hidden states after the last norm, [total_q, hidden_size]; K and V of the step are written to its slots.
 
@@ -192,7 +196,9 @@ class Decoder:
             rotated = _rotate(qk, *rotation)
             q = rotated[:, : c.num_q_heads]
             k_pages, v_pages = pool.k_pages(index), pool.v_pages(index)
-            k_pages.view(-1, c.num_kv_heads, c.head_dim).index_copy_(0, step.slots, rotated[:, c.num_q_heads :])
+            k_pages.view(-1, c.num_kv_heads, c.head_dim).index_copy_(
+                0, step.slots, rotated[:, c.num_q_heads :]
+            )
             v_pages.view(-1, c.num_kv_heads, c.head_dim).index_copy_(
                 0, step.slots, heads[:, c.num_q_heads + c.num_kv_heads :]
             )

@@ -47,7 +47,7 @@ def _base64(text: str, what: str) -> bytes:
 class VerifierKey:
     """A name with an Ed25519 public key; as text `name+hash+base64`.
 
-        fieldprint.example/log+3c2f8a91+AZ...
+    fieldprint.example/log+3c2f8a91+AZ...
     """
 
     name: str
@@ -157,7 +157,9 @@ def verify_note(data: bytes, keys: Sequence[VerifierKey]) -> str:
         except InvalidSignature:
             raise VerificationError(2, f"the signature of {name} on the note is not valid") from None
     if not seen:
-        raise VerificationError(2, "no trusted key signed the note", remedy="Check the log's key in the policy")
+        raise VerificationError(
+            2, "no trusted key signed the note", remedy="Check the log's key in the policy"
+        )
     return text
 
 

@@ -72,7 +72,7 @@ def run(
     attention: AttentionSettings | None = None,
     settings: EngineSettings | None = None,
     fieldprint_file: Path | None = None,
-    on_event: Callable[[Event], None] = lambda event: None,
+    on_event: Callable[[Event], None] | None = None,
     interrupt: threading.Event | None = None,
 ) -> list[Answer]:
     """Answers to `requests`, generated under the signed anchor, every page committed to `log`.
@@ -115,7 +115,8 @@ def run(
             engine.stop()
         if isinstance(event, Finished):
             results[event.request] = event.result
-        on_event(event)
+        if on_event is not None:
+            on_event(event)
     reader.refresh()
     return [Answer(results[i], receipt_of(results[i], reader, signed)) for i in range(len(requests))]
 
@@ -158,7 +159,9 @@ def page_pool(
         prefix = 0 if request.prefix is None else len(request.prefix.tokens)
         positions = prefix + len(request.prompt) + request.max_new_tokens
         if attention.window is not None:
-            positions = min(positions, attention.window + 4 * settings.chunk_size + 2 * settings.provisional_cap)
+            positions = min(
+                positions, attention.window + 4 * settings.chunk_size + 2 * settings.provisional_cap
+            )
         resident.append(-(-positions // size) + 2)
     anchor = 0 if verified is None or verified.record is None else -(-verified.record.num_tokens // size)
     return PagePool(decoder.page_layout(size), sum(resident) + max(resident) + anchor + 2)
@@ -167,8 +170,15 @@ def page_pool(
 def receipt_of(result: GenerationResult, reader: LogReader, signed: bytes | None) -> Receipt:
     """The receipt of a committed result, with proofs to the reader's checkpoint."""
     leaves = tuple(
-        LeafProof(page.leaf_index, page.leaf, tuple(reader.inclusion_proof(page.leaf_index))) for page in result.pages
+        LeafProof(page.leaf_index, page.leaf, tuple(reader.inclusion_proof(page.leaf_index)))
+        for page in result.pages
     )
     return Receipt(
-        reader.signed_checkpoint().decode(), leaves, result.salt, result.prompt, result.tokens, result.text, signed
+        reader.signed_checkpoint().decode(),
+        leaves,
+        result.salt,
+        result.prompt,
+        result.tokens,
+        result.text,
+        signed,
     )

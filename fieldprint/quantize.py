@@ -41,7 +41,9 @@ def channel_exponents(x: Tensor) -> Tensor:
     needed = torch.where(mantissa < 127.5 / 128, exponent - 7, exponent - 6)
     needed = torch.where(largest == 0, torch.full_like(needed, MIN_EXPONENT), needed)
     if bool((needed > MAX_EXPONENT).any()):
-        raise ValueError(f"x holds values of {float(largest.max()):.6g}; codes above 127 * 2^{MAX_EXPONENT} would clamp")
+        raise ValueError(
+            f"x holds values of {float(largest.max()):.6g}; codes above 127 * 2^{MAX_EXPONENT} would clamp"
+        )
     return needed.clamp(min=MIN_EXPONENT).to(torch.int8)
 
 
@@ -75,7 +77,9 @@ def dequantize(codes: Tensor, exponents: Tensor, dtype: torch.dtype = torch.floa
     if codes.dtype != torch.int8 or exponents.dtype != torch.int8:
         raise ValueError("codes and exponents must be int8")
     if codes.shape[:-2] + codes.shape[-1:] != exponents.shape:
-        raise ValueError(f"codes {tuple(codes.shape)} and exponents {tuple(exponents.shape)} do not belong together")
+        raise ValueError(
+            f"codes {tuple(codes.shape)} and exponents {tuple(exponents.shape)} do not belong together"
+        )
     if bool((codes == -128).any()):
         raise ValueError("codes hold -128; codes are within [-127, 127]")
     if bool(((exponents < MIN_EXPONENT) | (exponents > MAX_EXPONENT)).any()):

@@ -85,13 +85,17 @@ class Registry:
         self.revoked.setdefault(revocation.anchor, revocation)
 
     def _promote(self, fields: dict[str, object]) -> None:
-        check_keys(fields, {"anchor", "fieldprint", "model", "supersedes", "type", "v"}, "the promotion entry")
+        check_keys(
+            fields, {"anchor", "fieldprint", "model", "supersedes", "type", "v"}, "the promotion entry"
+        )
         supersedes = fields["supersedes"]
         if not isinstance(supersedes, list):
             raise FormatError("the promotion's supersedes is no list")
         for digest in (fields["anchor"], fields["fieldprint"], fields["model"], *supersedes):
             check_digest(digest, "a digest of the promotion")
         self.promotions.append(
-            Promotion(str(fields["anchor"]), str(fields["fieldprint"]), str(fields["model"]), tuple(supersedes))
+            Promotion(
+                str(fields["anchor"]), str(fields["fieldprint"]), str(fields["model"]), tuple(supersedes)
+            )
         )
         self.superseded.update(supersedes)

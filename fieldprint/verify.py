@@ -75,11 +75,15 @@ def verify_anchor(
         if envelope.payload_type != PAYLOAD_TYPE:
             raise FormatError(f"the payload type is {envelope.payload_type[:60]!r}, not {PAYLOAD_TYPE}")
     except FormatError as error:
-        raise VerificationError(1, error.what, remedy="Get the anchor's file from its signer again") from error
+        raise VerificationError(
+            1, error.what, remedy="Get the anchor's file from its signer again"
+        ) from error
     try:
         artifact = AnchorArtifact.from_bytes(envelope.payload)
     except FormatError as error:
-        raise VerificationError(2, error.what, remedy="Get the anchor's file from its signer again") from error
+        raise VerificationError(
+            2, error.what, remedy="Get the anchor's file from its signer again"
+        ) from error
     rule = policy.kinds.get(artifact.kind)
     if rule is None:
         raise VerificationError(3, f"the policy allows no anchors of kind {artifact.kind}")
@@ -128,7 +132,9 @@ def _check_time(artifact: AnchorArtifact, now: datetime, max_age_days: int) -> N
             6, f"the anchor expired at {format_time(artifact.not_after)}", remedy="Sign it again"
         )
     if artifact.not_after - artifact.not_before > timedelta(days=max_age_days):
-        raise VerificationError(6, f"the anchor is valid for longer than the {max_age_days} days of the policy")
+        raise VerificationError(
+            6, f"the anchor is valid for longer than the {max_age_days} days of the policy"
+        )
 
 
 def verify_receipt(
@@ -159,13 +165,13 @@ def verify_receipt(
     except FormatError as error:
         raise VerificationError(1, error.what) from error
     checkpoint = _verified_checkpoint(receipt, policy)
-    for leaf in receipt.leaves:
+    for item in receipt.leaves:
         try:
             verify_inclusion(
-                leaf_hash(leaf.leaf), leaf.index, checkpoint.tree_size, leaf.proof, checkpoint.root_hash
+                leaf_hash(item.leaf), item.index, checkpoint.tree_size, item.proof, checkpoint.root_hash
             )
         except VerificationError as error:
-            raise VerificationError(3, f"leaf {leaf.index}: {error.what}") from error
+            raise VerificationError(3, f"leaf {item.index}: {error.what}") from error
     chain = _verified_chain(receipt)
     whole = receipt.prompt + receipt.tokens
     if request_digest(receipt.salt, receipt.prompt) != chain[0].request:
@@ -223,7 +229,15 @@ def _verified_chain(receipt: Receipt) -> list[Commitment]:
 
 
 def _terms(leaf: Commitment) -> tuple[object, ...]:
-    return (leaf.request, leaf.prompt_len, leaf.model, leaf.anchor, leaf.fieldprint, leaf.sampler, leaf.attention)
+    return (
+        leaf.request,
+        leaf.prompt_len,
+        leaf.model,
+        leaf.anchor,
+        leaf.fieldprint,
+        leaf.sampler,
+        leaf.attention,
+    )
 
 
 def _verified_receipt_anchor(

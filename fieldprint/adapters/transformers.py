@@ -42,7 +42,9 @@ class LoadedModel:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, special tokens left out."""
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text: str = self.tokenizer.decode(
+            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
         return text
 
     def system_tokens(self, text: str) -> list[int]:
@@ -72,7 +74,8 @@ class LoadedModel:
     def _system_prefix(self, text: str) -> str:
         alone = self._template([{"role": "system", "content": text}], add_generation_prompt=False)
         both = self._template(
-            [{"role": "system", "content": text}, {"role": "user", "content": "?"}], add_generation_prompt=True
+            [{"role": "system", "content": text}, {"role": "user", "content": "?"}],
+            add_generation_prompt=True,
         )
         if not both.startswith(alone) or text not in alone:
             raise ModelError(
@@ -84,7 +87,8 @@ class LoadedModel:
     def _template(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
         if not self.tokenizer.chat_template:
             raise ModelError(
-                f"{self.folder.name} has no chat template", remedy="Use --form raw for anchors and --raw for prompts"
+                f"{self.folder.name} has no chat template",
+                remedy="Use --form raw for anchors and --raw for prompts",
             )
         text: str = self.tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=add_generation_prompt
@@ -117,7 +121,9 @@ def load_model(folder: Path, *, dtype: str = "float32") -> LoadedModel:
         )
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"{folder} cannot be loaded: {error}", remedy="Restore the folder from its source") from error
+        raise ModelError(
+            f"{folder} cannot be loaded: {error}", remedy="Restore the folder from its source"
+        ) from error
     decoder = decoder_from(source)
     return LoadedModel(folder, digest, decoder, tokenizer, _stop_ids(source, tokenizer))
 
@@ -185,7 +191,9 @@ def _layer(layer: Any) -> LayerWeights:
 
 def _linear(*modules: Any) -> Linear:
     """Several linear modules over one input, as one."""
-    weight: Tensor = torch.cat([m.weight.detach() for m in modules]) if len(modules) > 1 else modules[0].weight.detach()
+    weight: Tensor = (
+        torch.cat([m.weight.detach() for m in modules]) if len(modules) > 1 else modules[0].weight.detach()
+    )
     biases = [m.bias for m in modules if getattr(m, "bias", None) is not None]
     if biases and len(biases) != len(modules):
         raise ModelError("a fused projection has a bias on some of its parts only")

@@ -69,17 +69,21 @@ class AnchorArtifact:
     fieldprints: tuple[FieldprintRecord, ...] = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not NAME.fullmatch(self.name):
-            raise FormatError(f"an anchor's name must match [a-z0-9._-]{{1,64}}, not {str(self.name)[:80]!r}")
+        if not NAME.fullmatch(self.name):
+            raise FormatError(f"an anchor's name must match [a-z0-9._-]{{1,64}}, not {self.name[:80]!r}")
         if self.kind not in KINDS:
             raise FormatError(f"an anchor's kind must be one of {', '.join(KINDS)}")
         check_text(self.text)
         for digest in (*self.parents, *self.supersedes):
             check_digest(digest, "a parent or superseded anchor")
         for label in self.taint:
-            if not isinstance(label, str) or not NAME.fullmatch(label):
+            if not NAME.fullmatch(label):
                 raise FormatError("a taint label must match [a-z0-9._-]{1,64}")
-        for items, what in ((self.parents, "parents"), (self.taint, "taint"), (self.supersedes, "supersedes")):
+        for items, what in (
+            (self.parents, "parents"),
+            (self.taint, "taint"),
+            (self.supersedes, "supersedes"),
+        ):
             if list(items) != sorted(set(items)):
                 raise FormatError(f"{what} must be sorted, each once")
         for time in (self.not_before, self.not_after):
@@ -123,8 +127,20 @@ class AnchorArtifact:
             FormatError: not canonical, not of this form, or the subject is not the text's.
         """
         subject, predicate = parse_statement(data, PREDICATE_TYPE)
-        keys = {"fieldprints", "kind", "name", "notAfter", "notBefore", "parents", "supersedes", "taint", "text"}
+        keys = {
+            "fieldprints",
+            "kind",
+            "name",
+            "notAfter",
+            "notBefore",
+            "parents",
+            "supersedes",
+            "taint",
+            "text",
+        }
         check_keys(predicate, keys, "the anchor")
+        if not all(isinstance(predicate[name], str) for name in ("kind", "name", "text")):
+            raise FormatError("the anchor's kind, name and text must be texts")
         records = predicate["fieldprints"]
         if not isinstance(records, list) or len(records) > 64:
             raise FormatError("the anchor's fieldprints must be a list of at most 64")

@@ -1,6 +1,6 @@
 """DSSE envelopes (github.com/secure-systems-lab/dsse, protocol.md 1.0): a payload, its type, and signatures over both.
 
-    {"payload":"eyJ...","payloadType":"application/vnd.in-toto+json","signatures":[{"keyid":"9f...","sig":"MEU..."}]}
+{"payload":"eyJ...","payloadType":"application/vnd.in-toto+json","signatures":[{"keyid":"9f...","sig":"MEU..."}]}
 """
 
 import base64

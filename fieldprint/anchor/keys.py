@@ -88,4 +88,6 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise FormatError(f"{path} cannot be read: {error.strerror}", remedy="fieldprint keys new NAME") from error
+        raise FormatError(
+            f"{path} cannot be read: {error.strerror}", remedy="fieldprint keys new NAME"
+        ) from error

@@ -1,20 +1,20 @@
 """The policy: who may sign what. Trust is data in a file that the verifier holds, never a flag in code.
 
-    log = "fieldprint.example/log+3c2f8a91+AZ..."
+log = "fieldprint.example/log+3c2f8a91+AZ..."
 
-    [keys]
-    owner = "sVn0...base64 of 32 bytes...="
+[keys]
+owner = "sVn0...base64 of 32 bytes...="
 
-    [kinds.identity]
-    signers = ["owner"]
-    threshold = 1
-    max_tokens = 512
-    max_age_days = 365
-    forbidden_taint = ["untrusted"]
+[kinds.identity]
+signers = ["owner"]
+threshold = 1
+max_tokens = 512
+max_age_days = 365
+forbidden_taint = ["untrusted"]
 
-    [revocation]
-    signers = ["owner"]
-    threshold = 1
+[revocation]
+signers = ["owner"]
+threshold = 1
 """
 
 import base64
@@ -61,7 +61,9 @@ class Policy:
         VerifierKey.parse(self.log)
         for name, raw in self.keys.items():
             if not NAME.fullmatch(name) or len(raw) != 32:
-                raise FormatError(f"policy key {name!r}: a name of [a-z0-9._-] and 32 bytes in base64 are needed")
+                raise FormatError(
+                    f"policy key {name!r}: a name of [a-z0-9._-] and 32 bytes in base64 are needed"
+                )
             self._loaded[name] = Ed25519PublicKey.from_public_bytes(raw)
         if len(set(self.keys.values())) != len(self.keys):
             raise FormatError("two names in the policy have the same key, which would count twice")
@@ -70,7 +72,9 @@ class Policy:
                 raise FormatError(f"the policy has a rule for {kind!r}, which is no kind")
             self._check_signers(rule.signers, rule.threshold, f"kind {kind}")
             if not 0 < rule.max_tokens <= MAX_TOKENS or rule.max_age_days < 1:
-                raise FormatError(f"kind {kind}: max_tokens must be 1 to {MAX_TOKENS}, max_age_days at least 1")
+                raise FormatError(
+                    f"kind {kind}: max_tokens must be 1 to {MAX_TOKENS}, max_age_days at least 1"
+                )
         self._check_signers(self.revokers, self.revocation_threshold, "revocation")
 
     def _check_signers(self, signers: tuple[str, ...], threshold: int, what: str) -> None:
@@ -78,7 +82,9 @@ class Policy:
         if unknown:
             raise FormatError(f"{what}: no key is named {', '.join(unknown)}")
         if not 1 <= threshold <= len(set(signers)):
-            raise FormatError(f"{what}: a threshold of {threshold} cannot be met by {len(set(signers))} signers")
+            raise FormatError(
+                f"{what}: a threshold of {threshold} cannot be met by {len(set(signers))} signers"
+            )
 
     @property
     def log_key(self) -> VerifierKey:
@@ -107,7 +113,12 @@ class Policy:
                 f"max_age_days = {rule.max_age_days}",
                 f"forbidden_taint = {_list(rule.forbidden_taint)}",
             ]
-        lines += ["", "[revocation]", f"signers = {_list(self.revokers)}", f"threshold = {self.revocation_threshold}"]
+        lines += [
+            "",
+            "[revocation]",
+            f"signers = {_list(self.revokers)}",
+            f"threshold = {self.revocation_threshold}",
+        ]
         return ("\n".join(lines) + "\n").encode()
 
     @classmethod

@@ -58,4 +58,6 @@ def sign_revocation(
     artifact_digest: str, reason: str, time: datetime, private_keys: Sequence[Ed25519PrivateKey]
 ) -> bytes:
     """The signed revocation of the artifact with this digest."""
-    return sign_envelope(PAYLOAD_TYPE, Revocation(artifact_digest, reason, time).to_bytes(), private_keys).to_bytes()
+    return sign_envelope(
+        PAYLOAD_TYPE, Revocation(artifact_digest, reason, time).to_bytes(), private_keys
+    ).to_bytes()

@@ -61,7 +61,9 @@ def _anchor(q: Tensor, anchor: tuple[Tensor, Tensor], scale: float) -> Partial:
     total, num_q_heads, head_dim = q.shape
     num_kv_heads = anchor[0].shape[0]
     if total == 1:
-        o, lse = _flash(q.view(1, num_kv_heads, -1, head_dim), anchor[0].unsqueeze(0), anchor[1].unsqueeze(0), scale=scale)
+        o, lse = _flash(
+            q.view(1, num_kv_heads, -1, head_dim), anchor[0].unsqueeze(0), anchor[1].unsqueeze(0), scale=scale
+        )
         return o.reshape(1, num_q_heads, head_dim), lse.reshape(1, num_q_heads)
     tile = q.view(total, num_kv_heads, -1, head_dim).transpose(0, 1).reshape(1, num_kv_heads, -1, head_dim)
     o, lse = _flash(tile, anchor[0].unsqueeze(0), anchor[1].unsqueeze(0), scale=scale)
@@ -119,7 +121,12 @@ def _prefill_run(queries: Tensor, k_slots: Tensor, v_slots: Tensor, run: Run, sc
     o, lse = _flash(tile, keys, values, is_causal=isinstance(run.mask, str), attn_mask=mask, scale=scale)
     if run.unseeing is not None:  # torch gives such a query an output of 0 and an lse of 0, not -inf
         lse = lse.masked_fill(run.unseeing, -math.inf)
-    return [(o.permute(2, 0, 1, 3).reshape(rows, num_q_heads, head_dim), lse.permute(2, 0, 1).reshape(rows, num_q_heads))]
+    return [
+        (
+            o.permute(2, 0, 1, 3).reshape(rows, num_q_heads, head_dim),
+            lse.permute(2, 0, 1).reshape(rows, num_q_heads),
+        )
+    ]
 
 
 def _rows(slots: Tensor, run: Run) -> Tensor:

@@ -50,9 +50,7 @@ def naive_attention(
         for token in range(first, stop):
             position = length - (stop - token)
             visible = [
-                i
-                for i in range(position + 1)
-                if window is None or i > position - window or i < num_sinks
+                i for i in range(position + 1) if window is None or i > position - window or i < num_sinks
             ]
             slots = [(int(page_table[row, i // page_size]), i % page_size) for i in visible]
             for head in range(num_q_heads):
@@ -80,10 +78,14 @@ def naive_attention(
     return out, lse, mass, weight
 
 
-def _softmax_output(query: Tensor, keys: list[Tensor], values: list[Tensor], scale: float) -> tuple[float, Tensor]:
+def _softmax_output(
+    query: Tensor, keys: list[Tensor], values: list[Tensor], scale: float
+) -> tuple[float, Tensor]:
     if not keys:
         return -math.inf, torch.zeros_like(query)
     logits = torch.stack([scale * torch.dot(query, key.double()) for key in keys])
     lse = torch.logsumexp(logits, 0)
     probabilities = torch.exp(logits - lse)
-    return float(lse), sum((p * v.double() for p, v in zip(probabilities, values, strict=True)), torch.zeros_like(query))
+    return float(lse), sum(
+        (p * v.double() for p, v in zip(probabilities, values, strict=True)), torch.zeros_like(query)
+    )

@@ -98,7 +98,9 @@ def _check(
     if q.dim() != 3 or q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"q must be [total_q, num_q_heads, head_dim] in fp32, bf16 or fp16, not {_of(q)}")
     if k_pages.dim() != 4 or k_pages.shape[3] != q.shape[2] or k_pages.dtype != q.dtype:
-        raise ValueError(f"k_pages must be [num_pages, page_size, num_kv_heads, {q.shape[2]}] {q.dtype}, not {_of(k_pages)}")
+        raise ValueError(
+            f"k_pages must be [num_pages, page_size, num_kv_heads, {q.shape[2]}] {q.dtype}, not {_of(k_pages)}"
+        )
     if v_pages.shape != k_pages.shape or v_pages.dtype != k_pages.dtype:
         raise ValueError(f"v_pages must be like k_pages {_of(k_pages)}, not {_of(v_pages)}")
     if not k_pages.is_contiguous() or not v_pages.is_contiguous():
@@ -113,7 +115,9 @@ def _check(
     if anchor_k is not None and anchor_v is not None:
         shape = (num_kv_heads, anchor_k.shape[1] if anchor_k.dim() == 3 else -1, q.shape[2])
         if anchor_k.shape != shape or anchor_k.dtype != q.dtype:
-            raise ValueError(f"anchor_k must be [{num_kv_heads}, A, {q.shape[2]}] {q.dtype}, not {_of(anchor_k)}")
+            raise ValueError(
+                f"anchor_k must be [{num_kv_heads}, A, {q.shape[2]}] {q.dtype}, not {_of(anchor_k)}"
+            )
         if anchor_v.shape != shape or anchor_v.dtype != q.dtype:
             raise ValueError(f"anchor_v must be like anchor_k, not {_of(anchor_v)}")
         if shape[1] > MAX_ANCHOR_TOKENS:

@@ -105,7 +105,11 @@ def _runs(
     oldest = 0 if window is None else max(0, first_query - window + 1)
     sinks = min(num_sinks, oldest)
     # The new keys are kept apart: among them the mask is the causal triangle, which needs no tensor.
-    borders = [(0, sinks), (oldest, first_query), (first_query, length)] if num_queries > 1 else [(0, sinks), (oldest, length)]
+    borders = (
+        [(0, sinks), (oldest, first_query), (first_query, length)]
+        if num_queries > 1
+        else [(0, sinks), (oldest, length)]
+    )
     runs = []
     for start, stop in borders:
         if start == stop:

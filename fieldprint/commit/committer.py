@@ -162,7 +162,9 @@ class Committer:
                 return self._taken(self._results.get(timeout=1.0))
             except queue.Empty:
                 if not self._thread.is_alive():
-                    raise LogError("the committer's thread has died", remedy="Start the engine again") from None
+                    raise LogError(
+                        "the committer's thread has died", remedy="Start the engine again"
+                    ) from None
 
     def _taken(self, result: CommitResult | BaseException) -> CommitResult:
         self._busy = False
@@ -180,7 +182,7 @@ class Committer:
         while (job := self._jobs.get()) is not None:
             try:
                 self._results.put(self._pass(job))
-            except BaseException as error:  # noqa: BLE001  the engine raises it; nothing is committed
+            except BaseException as error:  # the engine raises it; nothing is committed
                 self._results.put(error)
 
     def _pass(self, job: CommitJob) -> CommitResult:
@@ -235,7 +237,9 @@ class Committer:
                 sampler=terms.sampler,
                 attention=terms.attention,
                 previous=previous,
-                text=text_digest(terms.salt, request.final_text) if last and request.final_text is not None else None,
+                text=text_digest(terms.salt, request.final_text)
+                if last and request.final_text is not None
+                else None,
             )
             pages.append(CommittedPage(new.index, digest, commitment.to_bytes(), -1))
             previous = pages[-1].leaf_hash

@@ -13,6 +13,7 @@ Canonical JSON (RFC 8785), one object:
 
 import base64
 from dataclasses import dataclass
+from typing import Any
 
 import rfc8785
 
@@ -97,13 +98,14 @@ class Receipt:
             prompt=_token_ids(fields["prompt"], "prompt"),
             tokens=_token_ids(fields["tokens"], "tokens"),
             text=fields["text"],
-            anchor=None if fields["anchor"] is None else decode_base64(fields["anchor"], "the receipt's anchor"),
+            anchor=None
+            if fields["anchor"] is None
+            else decode_base64(fields["anchor"], "the receipt's anchor"),
         )
 
 
-def _leaf(item: object) -> LeafProof:
+def _leaf(item: Any) -> LeafProof:
     check_keys(item, {"index", "leaf", "proof"}, "a leaf of the receipt")
-    assert isinstance(item, dict)
     index, leaf, proof = item["index"], item["leaf"], item["proof"]
     if not isinstance(index, int) or isinstance(index, bool) or index < 0:
         raise FormatError("a leaf's index must be an integer from 0 on")

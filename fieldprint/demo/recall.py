@@ -7,8 +7,8 @@ from typing import Any
 from fieldprint.adapters.transformers import LoadedModel
 from fieldprint.generate import AttentionSettings, Engine, EngineSettings, Finished, GenerationRequest
 from fieldprint.kvcache import PagePool
-from fieldprint.promote import PinnedAnchor, promote_anchor
 from fieldprint.pipeline import anchor_tokens
+from fieldprint.promote import PinnedAnchor, promote_anchor
 from fieldprint.verify import VerifiedAnchor
 
 FACTS = (
@@ -46,7 +46,12 @@ def conditions() -> list[tuple[str, bool, bool, AttentionSettings]]:
         ("ordinary text, evicted by the window", False, True, concat),
         ("anchor pinned, g = 0 (concat)", True, False, concat),
         ("anchor pinned, floor 0.1", True, False, AttentionSettings("floor", 0.1, WINDOW, NUM_SINKS)),
-        ("anchor pinned, mixture 0.1 (the paper's)", True, False, AttentionSettings("mixture", 0.1, WINDOW, NUM_SINKS)),
+        (
+            "anchor pinned, mixture 0.1 (the paper's)",
+            True,
+            False,
+            AttentionSettings("mixture", 0.1, WINDOW, NUM_SINKS),
+        ),
     ]
 
 
@@ -68,13 +73,22 @@ def measure_recall(
     rows = []
     for name, has_anchor, as_text, attention in conditions():
         answers = _answers(model, engine, pinned[0 if has_anchor else 1], as_text, attention, filler)
-        right = [answer for (_, _, fact), answer in zip(FACTS, answers, strict=True) if fact.lower() in answer.lower()]
+        right = [
+            answer
+            for (_, _, fact), answer in zip(FACTS, answers, strict=True)
+            if fact.lower() in answer.lower()
+        ]
         rows.append({"condition": name, "right": len(right), "of": len(FACTS), "answers": answers})
     return rows
 
 
 def _answers(
-    model: LoadedModel, engine: Engine, pinned: PinnedAnchor, as_text: bool, attention: AttentionSettings, filler: str
+    model: LoadedModel,
+    engine: Engine,
+    pinned: PinnedAnchor,
+    as_text: bool,
+    attention: AttentionSettings,
+    filler: str,
 ) -> list[str]:
     prompts = [
         model.chat_tokens(

@@ -21,7 +21,10 @@ def write_report(path: Path, summary: dict[str, Any]) -> None:
         "<meta name=viewport content='width=device-width,initial-scale=1'>",
         f"<style>{STYLE}</style><h1>Fieldprint: what the demo did</h1>",
         "<h2>Verdicts</h2>",
-        _table(["verdict", ""], [[_verdict(ok), name.replace("_", " ")] for name, ok in summary["checks"].items()]),
+        _table(
+            ["verdict", ""],
+            [[_verdict(ok), name.replace("_", " ")] for name, ok in summary["checks"].items()],
+        ),
         "<h2>What the model still knows when the context has run over the window</h2>",
         _bars([(row["condition"], row["right"], row["of"]) for row in summary["recall"]]),
         _table(
@@ -34,7 +37,10 @@ def write_report(path: Path, summary: dict[str, Any]) -> None:
             ["second", "what"],
             [[f"{f['seconds']:.2f}", "injected: " + escape(f["what"])] for f in generation["faults"]]
             + [
-                [f"{r['seconds']:.2f}", f"found: {escape(r['reason'])}; request {r['request']} back to {r['to']}"]
+                [
+                    f"{r['seconds']:.2f}",
+                    f"found: {escape(r['reason'])}; request {r['request']} back to {r['to']}",
+                ]
                 for r in generation["rollbacks"]
             ],
         ),
@@ -95,14 +101,18 @@ def _timeline(generation: dict[str, Any]) -> str:
 def _heatmap(masses: list[list[float]]) -> str:
     layers, heads = len(masses), len(masses[0])
     cell, left = 20, 60
-    lines = [f"<svg viewBox='0 0 {left + layers * cell + 10} {heads * cell + 40}' role=img aria-label='anchor mass'>"]
+    lines = [
+        f"<svg viewBox='0 0 {left + layers * cell + 10} {heads * cell + 40}' role=img aria-label='anchor mass'>"
+    ]
     for layer, row in enumerate(masses):
         for head, mass in enumerate(row):
             lines.append(
                 f"<rect x={left + layer * cell} y={head * cell} width={cell - 1} height={cell - 1} fill=#2b7de9 "
                 f"fill-opacity={max(mass, 0.02):.3f}><title>layer {layer}, head {head}: {mass:.3f}</title></rect>"
             )
-    lines += [f"<text x=0 y={h * cell + 14} font-size=12 fill=currentColor>head {h}</text>" for h in range(heads)]
+    lines += [
+        f"<text x=0 y={h * cell + 14} font-size=12 fill=currentColor>head {h}</text>" for h in range(heads)
+    ]
     lines += [
         f"<text x={left + i * cell} y={heads * cell + 16} font-size=12 fill=currentColor>{i}</text>"
         for i in range(0, layers, 5)

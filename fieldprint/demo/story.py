@@ -34,6 +34,7 @@ from fieldprint.generate import (
     AttentionSettings,
     Committed,
     Engine,
+    EngineSettings,
     Finished,
     GenerationRequest,
     GenerationResult,
@@ -50,6 +51,7 @@ from fieldprint.verify import VerifiedAnchor, verify_anchor, verify_receipt
 ORIGIN = "fieldprint.local/demo"
 FILLER_TOKENS = 1400
 NEW_TOKENS = 80
+SETTINGS = EngineSettings(commit_interval=16)
 AUDIT = """
 import json, sys
 from datetime import UTC, datetime
@@ -88,7 +90,9 @@ def run_demo(out: Path, model: LoadedModel, say: Callable[[str], None] | None = 
     """
     say = say or _say
     if out.exists() and any(out.iterdir()) and not (out / "summary.json").exists():
-        raise FieldprintError(f"{out} is not empty and not of a demo", remedy="Choose another folder with --out")
+        raise FieldprintError(
+            f"{out} is not empty and not of a demo", remedy="Choose another folder with --out"
+        )
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     started = time.perf_counter()
@@ -96,9 +100,13 @@ def run_demo(out: Path, model: LoadedModel, say: Callable[[str], None] | None = 
     policy, signed, control = _sign(stage)
     _tamper(stage, policy, signed)
     now = datetime.now(UTC)
-    verified = [verify_anchor(s, policy, now=now, registry=None, model=model.digest) for s in (signed, control)]
+    verified = [
+        verify_anchor(s, policy, now=now, registry=None, model=model.digest) for s in (signed, control)
+    ]
     _recall(stage, verified)
-    with LogWriter(out / "log", NoteSigner(ORIGIN, load_private_key(out / "keys/log.key")), create=True) as log:
+    with LogWriter(
+        out / "log", NoteSigner(ORIGIN, load_private_key(out / "keys/log.key")), create=True
+    ) as log:
         receipts = _generate_with_faults(stage, policy, signed, verified[0], log)
         _audit(stage, policy, receipts)
         _revoke(stage, policy, signed, verified[0], log)
@@ -117,7 +125,9 @@ def _say(line: str) -> None:
 
 
 def _sign(stage: Stage) -> tuple[Policy, bytes, bytes]:
-    stage.say("1. Keys, a policy, and two signed anchors: one with eight facts and a rule, one neutral as control")
+    stage.say(
+        "1. Keys, a policy, and two signed anchors: one with eight facts and a rule, one neutral as control"
+    )
     for name in ("owner", "log"):
         new_key(stage.out / "keys", name)
     owner = load_public_key(stage.out / "keys/owner.pub").public_bytes_raw()
@@ -130,11 +140,15 @@ def _sign(stage: Stage) -> tuple[Policy, bytes, bytes]:
     signed = []
     for name, text in (("facts", ANCHOR_TEXT), ("control", CONTROL_TEXT)):
         fieldprint, record = fieldprint_of(stage.model, text, "chat-system")
-        artifact = AnchorArtifact(name, "identity", text, now, now + timedelta(days=30), fieldprints=(record,))
+        artifact = AnchorArtifact(
+            name, "identity", text, now, now + timedelta(days=30), fieldprints=(record,)
+        )
         signed.append(sign_anchor(artifact, [private]))
         (stage.out / f"{name}.anchor.json").write_bytes(signed[-1])
         fieldprint.save(stage.out / f"{name}.fieldprint.safetensors")
-        stage.say(f"   {name}: {record.num_tokens} tokens, fieldprint {record.root[:16]}, anchor {artifact.digest[:16]}")
+        stage.say(
+            f"   {name}: {record.num_tokens} tokens, fieldprint {record.root[:16]}, anchor {artifact.digest[:16]}"
+        )
     return policy, signed[0], signed[1]
 
 
@@ -156,47 +170,80 @@ def _tamper(stage: Stage, policy: Policy, signed: bytes) -> None:
 
 
 def _recall(stage: Stage, verified: list[VerifiedAnchor]) -> None:
-    stage.say(f"3. {FILLER_TOKENS} tokens of Python's language reference run over a window of {WINDOW}; eight questions")
+    stage.say(
+        f"3. {FILLER_TOKENS} tokens of Python's language reference run over a window of {WINDOW}; eight questions"
+    )
     rows = measure_recall(stage.model, verified, long_text(stage.model, FILLER_TOKENS))
     for row in rows:
         stage.say(f"   {row['right']} of {row['of']}  {row['condition']:<44} {row['answers'][0][:30]!r}")
     stage.summary["recall"] = rows
     pinned, evicted = rows[2]["right"], rows[1]["right"]
-    stage.check("pinned_anchor_is_remembered", pinned > evicted, f"pinned {pinned}, evicted {evicted} of {rows[0]['of']}")
+    stage.check(
+        "pinned_anchor_is_remembered",
+        pinned > evicted,
+        f"pinned {pinned}, evicted {evicted} of {rows[0]['of']}",
+    )
 
 
 def _generate_with_faults(
     stage: Stage, policy: Policy, signed: bytes, verified: VerifiedAnchor, log: LogWriter
 ) -> list[Path]:
-    stage.say("4. Two requests under the pinned anchor, every page committed; then again with two flipped bits")
+    stage.say(
+        "4. Two requests under the pinned anchor, every page committed; then again with two flipped bits"
+    )
     model = stage.model
     filler = long_text(model, 600)
-    prompts = [f"{filler}\n\nWhat is your codename, and where do you live?", "Tell me a short story about your pet."]
+    prompts = [
+        f"{filler}\n\nWhat is your codename, and where do you live?",
+        "Tell me a short story about your pet.",
+    ]
     requests = [
-        GenerationRequest(tuple(model.chat_tokens(p)), NEW_TOKENS, stop_ids=model.stop_ids, salt=bytes(15) + bytes([i]))
+        GenerationRequest(
+            tuple(model.chat_tokens(p)), NEW_TOKENS, stop_ids=model.stop_ids, salt=bytes(15) + bytes([i])
+        )
         for i, p in enumerate(prompts)
     ]
     attention = AttentionSettings("floor", 0.0, WINDOW)
     engine = Engine(
-        model.decoder, pool := page_pool(model.decoder, requests, attention, _settings(), verified),
-        decode=model.decode, model=model.digest, settings=_settings(),
+        model.decoder, pool := page_pool(model.decoder, requests, attention, SETTINGS, verified),
+        decode=model.decode, model=model.digest, settings=SETTINGS,
     )  # fmt: skip
     pinned = promote_anchor(verified, model.decoder, pool, anchor_tokens(model, verified))
     log.append([promotion_of(pinned, model.digest).to_entry()])
     stage.check("fieldprint_is_the_signed_one", pinned.root == verified.record.root if verified.record else False,
                 f"realized again: fieldprint {pinned.root[:16]}, as signed")  # fmt: skip
     masses: list[Tensor] = []
-    quiet = _Run(stage, engine, pinned, requests, attention, log, lambda layers: masses.append(torch.stack(layers).mean(1)))
+    quiet = _Run(
+        stage,
+        engine,
+        pinned,
+        requests,
+        attention,
+        log,
+        lambda layers: masses.append(torch.stack(layers).mean(1)),
+    )
     quiet.go({})
     faulty = _Run(stage, engine, pinned, requests, attention, log, None)
     faulty.go({30: faulty.flip_pinned, 70: faulty.flip_context})
     reasons = [event["reason"] for event in faulty.rollbacks]
-    stage.check("flip_in_pinned_page_found", any("pinned" in r for r in reasons), f"pinned page: {faulty.found('pinned')}")
-    stage.check("flip_in_context_page_found", any("context" in r for r in reasons), f"context page: {faulty.found('context')}")
+    stage.check(
+        "flip_in_pinned_page_found",
+        any("pinned" in r for r in reasons),
+        f"pinned page: {faulty.found('pinned')}",
+    )
+    stage.check(
+        "flip_in_context_page_found",
+        any("context" in r for r in reasons),
+        f"context page: {faulty.found('context')}",
+    )
     same = [quiet.results[i].text == faulty.results[i].text for i in range(len(requests))]
-    stage.check("text_identical_after_faults", all(same), "the answers are byte-identical to the undisturbed run")
+    stage.check(
+        "text_identical_after_faults", all(same), "the answers are byte-identical to the undisturbed run"
+    )
     leaves = [[[p.leaf for p in r.pages] for _, r in sorted(x.results.items())] for x in (quiet, faulty)]
-    stage.check("leaves_identical_after_faults", leaves[0] == leaves[1], "so is every leaf, K/V digests included")
+    stage.check(
+        "leaves_identical_after_faults", leaves[0] == leaves[1], "so is every leaf, K/V digests included"
+    )
     stage.summary["generation"] = {
         "answers": [quiet.results[i].text for i in range(len(requests))],
         "timeline": faulty.timeline,
@@ -213,12 +260,6 @@ def _generate_with_faults(
         paths.append(stage.out / "receipts" / f"{index}.receipt.json")
         paths[-1].write_bytes(receipt_of(result, reader, signed).to_bytes())
     return paths
-
-
-def _settings() -> Any:
-    from fieldprint.generate import EngineSettings
-
-    return EngineSettings(commit_interval=16)
 
 
 class _Run:
@@ -245,27 +286,43 @@ class _Run:
     def go(self, injections: dict[int, Callable[[], str]]) -> None:
         """Generate; call `injections[n]` when the n-th token was generated."""
         started = time.perf_counter()
-        state = {"generated": 0, "provisional": [len(r.prompt) for r in self.requests], "committed": [0] * len(self.requests)}
+        state: dict[str, Any] = {
+            "generated": 0,
+            "provisional": [len(r.prompt) for r in self.requests],
+            "committed": [0] * len(self.requests),
+        }
         events = self.engine.generate(
-            self.requests, anchor=self.pinned, attention=self.attention, log=self.log, observe_mass=self.observe
+            self.requests,
+            anchor=self.pinned,
+            attention=self.attention,
+            log=self.log,
+            observe_mass=self.observe,
         )
         for event in events:
             seconds = round(time.perf_counter() - started, 4)
             if isinstance(event, Provisional):
-                state["generated"] += 1  # type: ignore[operator]
-                state["provisional"][event.request] = event.position + 1  # type: ignore[index]
-                inject = injections.get(int(str(state["generated"])))
+                state["generated"] += 1
+                state["provisional"][event.request] = event.position + 1
+                inject = injections.get(state["generated"])
                 if inject is not None:
-                    self.faults.append({"seconds": seconds, "what": inject(), "generated": state["generated"]})
+                    self.faults.append(
+                        {"seconds": seconds, "what": inject(), "generated": state["generated"]}
+                    )
             elif isinstance(event, Committed):
-                state["committed"][event.request] = event.upto  # type: ignore[index]
+                state["committed"][event.request] = event.upto
             elif isinstance(event, RolledBack):
-                state["provisional"][event.request] = event.to  # type: ignore[index]
-                self.rollbacks.append({"seconds": seconds, "reason": event.reason, "request": event.request, "to": event.to})
+                state["provisional"][event.request] = event.to
+                self.rollbacks.append(
+                    {"seconds": seconds, "reason": event.reason, "request": event.request, "to": event.to}
+                )
             elif isinstance(event, Finished):
                 self.results[event.request] = event.result
             self.timeline.append(
-                {"seconds": seconds, "provisional": list(state["provisional"]), "committed": list(state["committed"])}  # type: ignore[call-overload]
+                {
+                    "seconds": seconds,
+                    "provisional": list(state["provisional"]),
+                    "committed": list(state["committed"]),
+                }
             )
         total = sum(len(result.tokens) for result in self.results.values())
         self.rate = round(total / (time.perf_counter() - started), 2)
@@ -299,7 +356,9 @@ def _audit(stage: Stage, policy: Policy, receipts: list[Path]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  our own interpreter
     report = json.loads(done.stdout) if done.returncode == 0 else {"torch": True, "error": done.stderr[-500:]}
     holds = done.returncode == 0 and not report["torch"]
-    stage.check("receipts_verify_without_torch", holds, f"{len(receipts)} receipts verified, torch not loaded")
+    stage.check(
+        "receipts_verify_without_torch", holds, f"{len(receipts)} receipts verified, torch not loaded"
+    )
     text = receipts[0].read_bytes()
     answer = json.loads(text)["text"]
     doctored = text.replace(json.dumps(answer, ensure_ascii=False)[1:9].encode(), b"Nothing!", 1)
@@ -316,7 +375,9 @@ def _revoke(stage: Stage, policy: Policy, signed: bytes, verified: VerifiedAncho
     known = verified.digest in Registry.replay(reader.entries(), policy).revoked
     request = GenerationRequest(tuple(stage.model.chat_tokens("Who are you?")), 8)
     refusal = _refusal(
-        lambda: run([request], model=stage.model, signed=signed, policy=policy, log=log, now=datetime.now(UTC))
+        lambda: run(
+            [request], model=stage.model, signed=signed, policy=policy, log=log, now=datetime.now(UTC)
+        )
     )
     stage.check("revoked_anchor_refused", known and refusal is not None and refusal.check == 8, str(refusal))
     stage.summary["log_entries"] = log.tree_size

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fieldprint.attention import plan_attention
-from fieldprint.commit.committer import CommitJob, Committer, CommitResult, PageCheck, RequestTerms
+from fieldprint.commit.committer import CommitJob, CommitResult, Committer, PageCheck, RequestTerms
 from fieldprint.commit.leaf import request_digest
 from fieldprint.decoder import Decoder, Injection, Step
 from fieldprint.errors import CapacityError, IntegrityError
@@ -84,7 +84,8 @@ class Engine:
         """
         batch = _Batch(self, anchor, attention or AttentionSettings(), None, None)
         sequence = PagedSequence(self.pool)
-        chunks, digests = [], ()
+        chunks: list[tuple[int, int]] = []
+        digests: tuple[bytes, ...] = ()
         size = self.settings.chunk_size
         try:
             for start in range(0, len(tokens), size):
@@ -272,7 +273,9 @@ class _Batch:
         except CapacityError:
             if self.committer is None or not self.committer.busy:
                 raise
-            yield from self._receive(self.committer.wait())  # committed pages can be evicted; then there is room
+            yield from self._receive(
+                self.committer.wait()
+            )  # committed pages can be evicted; then there is room
             return
         self._evict(row)
         if stop == row.prompt_len and len(row.tokens) == row.prompt_len:
@@ -292,18 +295,26 @@ class _Batch:
             num_sinks=self.attention.num_sinks,
         )
         ids = torch.tensor(tokens, dtype=torch.int64)
-        step = Step(ids, positions + self.offset, torch.tensor(slots), plan, self._anchor_positions(positions))
+        step = Step(
+            ids, positions + self.offset, torch.tensor(slots), plan, self._anchor_positions(positions)
+        )
         return self.engine.decoder.forward(step, self.pool, self.injection)
 
     def _anchor_positions(self, positions: Tensor) -> Tensor | None:
         """min(position, A + W): the anchor stays within the trained range however far the context goes."""
         if self.injection is None:
             return None
-        limit = self.window if self.window is not None else self.engine.decoder.config.max_positions - 1 - self.offset
+        limit = (
+            self.window
+            if self.window is not None
+            else self.engine.decoder.config.max_positions - 1 - self.offset
+        )
         virtual = (positions + self.offset).clamp(max=self.offset + limit)
         return None if bool(torch.equal(virtual, positions + self.offset)) else virtual
 
-    def forward_rows(self, cells: dict[int, tuple[PagedSequence, int]], masses: list[Tensor] | None = None) -> Tensor:
+    def forward_rows(
+        self, cells: dict[int, tuple[PagedSequence, int]], masses: list[Tensor] | None = None
+    ) -> Tensor:
         """Hidden states of one decode step, [rows, hidden_size]; rows without a cell are padding.
 
         Args:
@@ -386,7 +397,8 @@ class _Batch:
         return self.anchor is not None and self.steps >= self.settings.scrub_interval
 
     def _submit(self) -> None:
-        assert self.committer is not None
+        if self.committer is None:
+            return
         jobs = []
         for row in self.rows:
             if not row.finished and row.complete_pages() > len(row.pages):
@@ -414,7 +426,8 @@ class _Batch:
         self.faults += 1
         if self.faults > self.settings.max_faults:
             raise result.log_error or IntegrityError(
-                f"damage was found {self.faults} times without progress", remedy="Test the memory of this machine"
+                f"damage was found {self.faults} times without progress",
+                remedy="Test the memory of this machine",
             )
         yield from self._recover(result)
 
@@ -427,7 +440,10 @@ class _Batch:
         if result.damaged_pinned:
             reason, keys = "a pinned page was damaged", [row.index for row in self.rows]
         elif result.log_error is not None:
-            reason, keys = f"the log refused: {result.log_error.what}", [job.key for job in result.job.requests]
+            reason, keys = (
+                f"the log refused: {result.log_error.what}",
+                [job.key for job in result.job.requests],
+            )
         else:
             reason, keys = "a context page was damaged", list(result.damaged)
         for key in keys:

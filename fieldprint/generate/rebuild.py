@@ -19,7 +19,9 @@ class Replayer(Protocol):
     def forward_chunk(self, sequence: PagedSequence, tokens: Sequence[int]) -> Tensor:
         """A prefill chunk behind the end of `sequence`."""
 
-    def forward_rows(self, cells: dict[int, tuple[PagedSequence, int]], masses: list[Tensor] | None = None) -> Tensor:
+    def forward_rows(
+        self, cells: dict[int, tuple[PagedSequence, int]], masses: list[Tensor] | None = None
+    ) -> Tensor:
         """A decode step."""
 
 
@@ -33,7 +35,9 @@ def rebuild_pages(replayer: Replayer, row: Row, damaged: Sequence[int]) -> None:
         IntegrityError: the recomputed page is not the one that was committed.
     """
     expected = {check.index: check for check in row.checks()}
-    wanted = [index for index in damaged if index in expected and not _intact(row, expected[index].digest, index)]
+    wanted = [
+        index for index in damaged if index in expected and not _intact(row, expected[index].digest, index)
+    ]
     if not wanted:
         return
     size = row.sequence.page_size
@@ -66,7 +70,9 @@ def _twin(replayer: Replayer, row: Row, damaged: set[int]) -> PagedSequence:
     """A sequence that shares the row's pages up to the place where the replay starts."""
     size = row.sequence.page_size
     first = min(damaged) * size
-    places = sorted({a for a, _ in row.chunks if a <= first} | ({first} if first >= row.prompt_len else set()))
+    places = sorted(
+        {a for a, _ in row.chunks if a <= first} | ({first} if first >= row.prompt_len else set())
+    )
     for place in reversed(places):
         oldest = 0 if replayer.window is None else max(0, place - replayer.window + 1)
         seen = [*range(oldest // size, -(-place // size))]

@@ -57,13 +57,22 @@ class EngineSettings:
     pack_weights: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("page_size", "chunk_size", "provisional_cap", "commit_interval", "scrub_interval", "max_faults"):
+        for name in (
+            "page_size",
+            "chunk_size",
+            "provisional_cap",
+            "commit_interval",
+            "scrub_interval",
+            "max_faults",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.chunk_size % self.page_size:
             raise ValueError(f"chunk_size {self.chunk_size} must be a multiple of page_size {self.page_size}")
         if self.provisional_cap < self.page_size:
-            raise ValueError(f"provisional_cap {self.provisional_cap} must hold a page of {self.page_size} tokens")
+            raise ValueError(
+                f"provisional_cap {self.provisional_cap} must hold a page of {self.page_size} tokens"
+            )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,7 +1,7 @@
 """One request inside the engine: its tokens, its pages, and how far they are computed and committed."""
 
 from fieldprint.commit.committer import CommittedPage, NewPage, PageCheck, RequestJob, RequestTerms
-from fieldprint.generate.request import EngineSettings, GenerationRequest
+from fieldprint.generate.request import GenerationRequest
 from fieldprint.kvcache import EVICTED, PagedSequence, PagePool
 
 
@@ -130,5 +130,3 @@ def page_digests(sequence: PagedSequence, done: tuple[bytes, ...]) -> tuple[byte
     size = sequence.page_size
     whole = sequence.length // size
     return done + tuple(sequence.pool.digest(sequence.pages[i], size) for i in range(len(done), whole))
-
-

@@ -152,7 +152,9 @@ class PagePool:
             if self.is_pinned(page) and self._references[page] <= held.count(page):
                 raise ValueError(f"page {page} is pinned; unpin it before its last release")
             if self._references[page] < held.count(page):
-                raise ValueError(f"page {page} has {self._references[page]} references, not {held.count(page)}")
+                raise ValueError(
+                    f"page {page} has {self._references[page]} references, not {held.count(page)}"
+                )
         for page in held:
             self._references[page] -= 1
             if self._references[page] == 0:
@@ -221,4 +223,6 @@ class PagePool:
         if held is not None and sorted(held) != sorted(
             page for page in range(self.num_pages) for _ in range(self._references[page])
         ):
-            raise AssertionError("the references that holders have are not the references that the pool counts")
+            raise AssertionError(
+                "the references that holders have are not the references that the pool counts"
+            )

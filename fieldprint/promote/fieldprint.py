@@ -43,7 +43,8 @@ class Fieldprint:
             raise FormatError("exponents must be int8 [num_layers, 2, num_kv_heads, head_dim]")
         if not 0 < tokens <= MAX_ANCHOR_TOKENS:
             raise CapacityError(
-                f"the anchor has {tokens} tokens; 1 to {MAX_ANCHOR_TOKENS} are possible", remedy="Shorten its text"
+                f"the anchor has {tokens} tokens; 1 to {MAX_ANCHOR_TOKENS} are possible",
+                remedy="Shorten its text",
             )
         if bool((self.codes == -128).any()):
             raise FormatError("codes hold -128; codes are within [-127, 127]")
@@ -81,7 +82,9 @@ class Fieldprint:
         """K/V as attention reads them, [num_layers, 2, A, num_kv_heads, head_dim], exact in `dtype`."""
         layers, parts, tokens, heads, dim = self.codes.shape
         flat = dequantize(
-            self.codes.reshape(layers, parts, tokens, heads * dim), self.exponents.reshape(layers, parts, -1), dtype
+            self.codes.reshape(layers, parts, tokens, heads * dim),
+            self.exponents.reshape(layers, parts, -1),
+            dtype,
         )
         return flat.view(layers, parts, tokens, heads, dim)
 
@@ -107,14 +110,18 @@ class Fieldprint:
         Raises:
             CapacityError: the disk is full; no half-written file is left.
         """
-        data = save({"codes": self.codes, "exponents": self.exponents}, {"format": FORMAT, "root": self.root()})
+        data = save(
+            {"codes": self.codes, "exponents": self.exponents}, {"format": FORMAT, "root": self.root()}
+        )
         part = path.with_name(path.name + ".part")
         try:
             part.write_bytes(data)
             os.replace(part, path)
         except OSError as error:
             part.unlink(missing_ok=True)
-            raise CapacityError(f"{path} cannot be written: {error.strerror}", remedy="Free disk space") from error
+            raise CapacityError(
+                f"{path} cannot be written: {error.strerror}", remedy="Free disk space"
+            ) from error
 
     @classmethod
     def load(cls, path: Path) -> "Fieldprint":
@@ -128,14 +135,20 @@ class Fieldprint:
                 metadata = file.metadata() or {}
                 names = set(file.keys())
                 if metadata.get("format") != FORMAT or names != {"codes", "exponents"}:
-                    raise FormatError(f"{path} is not a fieldprint file: {json.dumps(metadata)}, {sorted(names)}")
+                    raise FormatError(
+                        f"{path} is not a fieldprint file: {json.dumps(metadata)}, {sorted(names)}"
+                    )
                 loaded = cls(file.get_tensor("codes"), file.get_tensor("exponents"))
         except (SafetensorError, OSError) as error:
-            raise FormatError(f"{path} is not a fieldprint file: {error}", remedy="Copy or compute it again") from error
+            raise FormatError(
+                f"{path} is not a fieldprint file: {error}", remedy="Copy or compute it again"
+            ) from error
         except FieldprintError:
             raise
         if metadata.get("root") != loaded.root():
-            raise FormatError(f"{path}: the tensors do not have the root that the file names", remedy="Copy it again")
+            raise FormatError(
+                f"{path}: the tensors do not have the root that the file names", remedy="Copy it again"
+            )
         return loaded
 
 
@@ -148,7 +161,8 @@ def compute_fieldprint(decoder: Decoder, token_ids: Sequence[int]) -> Fieldprint
     """
     if len(token_ids) > MAX_ANCHOR_TOKENS:
         raise CapacityError(
-            f"the anchor has {len(token_ids)} tokens; 1 to {MAX_ANCHOR_TOKENS} are possible", remedy="Shorten its text"
+            f"the anchor has {len(token_ids)} tokens; 1 to {MAX_ANCHOR_TOKENS} are possible",
+            remedy="Shorten its text",
         )
     k, v = decoder.realize(list(token_ids))
     kv = torch.stack([k, v], 1)  # [num_layers, 2, A, num_kv_heads, head_dim]

@@ -49,10 +49,16 @@ class PinnedAnchor:
         """
         values = [float(g)] * num_q_heads if isinstance(g, (int, float)) else [float(x) for x in g]
         if len(values) != num_q_heads or not all(0 <= x <= 1 for x in values):
-            raise ValueError(f"g must be one number in [0, 1], or one for each of {num_q_heads} query heads, not {g}")
-        weights = None if operator == "floor" and not any(values) else torch.tensor(values, dtype=torch.float32)
+            raise ValueError(
+                f"g must be one number in [0, 1], or one for each of {num_q_heads} query heads, not {g}"
+            )
+        weights = (
+            None if operator == "floor" and not any(values) else torch.tensor(values, dtype=torch.float32)
+        )
         first, last = self.pages[0], self.pages[-1]
-        slots = self.pool.storage[:, :, first : last + 1].flatten(2, 3)[:, :, : self.num_tokens].transpose(2, 3)
+        slots = (
+            self.pool.storage[:, :, first : last + 1].flatten(2, 3)[:, :, : self.num_tokens].transpose(2, 3)
+        )
         return Injection(slots[:, 0], slots[:, 1], weights, operator)
 
     def filled(self, index: int) -> int:
@@ -80,7 +86,9 @@ class PinnedAnchor:
             )
         _write(self.pool, self.pages, self.fieldprint.values(self.pool.layout.dtype))
         if self.damaged():
-            raise IntegrityError("the anchor's pages do not keep what is written to them", remedy="Test the memory")
+            raise IntegrityError(
+                "the anchor's pages do not keep what is written to them", remedy="Test the memory"
+            )
 
     def release(self) -> None:
         """Unpin the pages and give them back to the pool."""
@@ -115,17 +123,25 @@ def promote_anchor(
         VerificationError: a check failed; nothing stays pinned.
         CapacityError: the pool has no run of free pages that is long enough.
     """
-    record = verified.record if isinstance(verified, VerifiedAnchor) else None
+    if not isinstance(verified, VerifiedAnchor):
+        raise TypeError(f"verified must be what verify_anchor returns, not {type(verified).__name__}")
+    record = verified.record
     if record is None:
-        raise VerificationError(1, "the anchor was not verified for a model", remedy="Call verify_anchor(..., model=...)")
+        raise VerificationError(
+            1, "the anchor was not verified for a model", remedy="Call verify_anchor(..., model=...)"
+        )
     if len(token_ids) != record.num_tokens or token_ids_digest(token_ids) != record.token_ids_sha256:
         raise VerificationError(
-            2, "the anchor's text does not give the tokens that were signed", remedy="Use the tokenizer it was signed with"
+            2,
+            "the anchor's text does not give the tokens that were signed",
+            remedy="Use the tokenizer it was signed with",
         )
     sizes = (decoder.config.num_layers, decoder.config.num_kv_heads, decoder.config.head_dim)
-    if sizes != (record.num_layers, record.num_kv_heads, record.head_dim) or pool.layout != decoder.page_layout(
-        pool.layout.page_size
-    ):
+    if sizes != (
+        record.num_layers,
+        record.num_kv_heads,
+        record.head_dim,
+    ) or pool.layout != decoder.page_layout(pool.layout.page_size):
         raise VerificationError(3, "the signed fieldprint has other sizes than this model or its page pool")
     if fieldprint_file is not None:
         fieldprint = Fieldprint.load(fieldprint_file)
@@ -133,7 +149,9 @@ def promote_anchor(
         fieldprint = compute_fieldprint(decoder, token_ids)
     else:
         raise VerificationError(
-            4, f"a decoder in {decoder.dtype} cannot realize an anchor", remedy="Give a fieldprint file, or load in float32"
+            4,
+            f"a decoder in {decoder.dtype} cannot realize an anchor",
+            remedy="Give a fieldprint file, or load in float32",
         )
     root = fieldprint.root()
     if root != record.root:
@@ -149,7 +167,8 @@ def _pin(verified: VerifiedAnchor, fieldprint: Fieldprint, root: str, pool: Page
     values = fieldprint.values(pool.layout.dtype)
     size = pool.layout.page_size
     digests = tuple(
-        blake3.digest(part.contiguous().view(torch.uint8).numpy().tobytes()) for part in values.split(size, dim=2)
+        blake3.digest(part.contiguous().view(torch.uint8).numpy().tobytes())
+        for part in values.split(size, dim=2)
     )
     pages = pool.allocate(len(digests), contiguous=True)
     pool.pin(pages)

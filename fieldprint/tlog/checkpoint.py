@@ -12,9 +12,9 @@ from fieldprint.tlog.merkle import HASH_SIZE
 class Checkpoint:
     """The state of a log.
 
-        fieldprint.example/log
-        600
-        8QkYpWnbWtlEHfZcFzHZ2zMzUyoHz8Ej7n2n0QmXyvM=
+    fieldprint.example/log
+    600
+    8QkYpWnbWtlEHfZcFzHZ2zMzUyoHz8Ej7n2n0QmXyvM=
     """
 
     origin: str
@@ -24,7 +24,12 @@ class Checkpoint:
 
     def to_text(self) -> str:
         """The note text; `from_text` is its inverse."""
-        lines = [self.origin, str(self.tree_size), base64.b64encode(self.root_hash).decode(), *self.extensions]
+        lines = [
+            self.origin,
+            str(self.tree_size),
+            base64.b64encode(self.root_hash).decode(),
+            *self.extensions,
+        ]
         return "\n".join(lines) + "\n"
 
     @classmethod
@@ -38,7 +43,13 @@ class Checkpoint:
         if len(lines) < 4 or lines[-1] != "" or any(not line for line in lines[:-1]):
             raise FormatError("a checkpoint has three or more lines, none of them empty")
         origin, size, encoded, *extensions = lines[:-1]
-        if not size.isascii() or not size.isdigit() or str(int(size)) != size or int(size) >= 2**63:
+        if (
+            not size.isascii()
+            or not size.isdigit()
+            or len(size) > 19
+            or str(int(size)) != size
+            or int(size) >= 2**63
+        ):
             raise FormatError(f"the checkpoint's tree size {size[:30]!r} is not a decimal number")
         try:
             root = base64.b64decode(encoded, validate=True)

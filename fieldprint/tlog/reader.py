@@ -19,7 +19,9 @@ def read_file(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise LogError(f"{path} cannot be read: {error.strerror}", remedy="Is this the folder of a log?") from error
+        raise LogError(
+            f"{path} cannot be read: {error.strerror}", remedy="Is this the folder of a log?"
+        ) from error
 
 
 class LogReader:

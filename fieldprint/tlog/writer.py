@@ -36,8 +36,8 @@ class Appended:
 class LogWriter:
     """The one writer of a log; `origin` is the signer's name.
 
-        with LogWriter(Path("log"), signer, create=True) as log:
-            log.append([b"entry"])
+    with LogWriter(Path("log"), signer, create=True) as log:
+        log.append([b"entry"])
     """
 
     def __init__(self, path: Path, signer: NoteSigner, *, create: bool = False) -> None:
@@ -69,14 +69,16 @@ class LogWriter:
         self._levels: list[list[bytes]] = [[]]  # hashes of the last, partial tile of each level
         self._size = 0
         if not (self.path / "checkpoint").exists():
-            self._publish(0, [[]])
+            self._publish(0, [], [[]])
             return
         reader = LogReader(self.path, [self._signer.verifier_key])
         checkpoint = reader.checkpoint()
         if checkpoint.origin != self._signer.name:
             raise VerificationError(2, f"the log is of {checkpoint.origin}, the key of {self._signer.name}")
         if reader.root_hash() != checkpoint.root_hash:
-            raise LogError("the tiles do not lead to the checkpoint's root", remedy="Restore the log's folder")
+            raise LogError(
+                "the tiles do not lead to the checkpoint's root", remedy="Restore the log's folder"
+            )
         self._size = checkpoint.tree_size
         self._signed = reader.signed_checkpoint()
         self._tail = list(reader.entries(self._size // WIDTH * WIDTH))
@@ -122,14 +124,17 @@ class LogWriter:
         tail, levels = list(self._tail), [list(level) for level in self._levels]
         with _disk_errors(self.path):
             written = self._write_tiles(entries, tail, levels)
-            folders = {folder for path in written for folder in path.parents if folder.is_relative_to(self.path)}
+            folders = {
+                folder for path in written for folder in path.parents if folder.is_relative_to(self.path)
+            }
             for folder in sorted(folders):
                 _sync_folder(folder)
-        self._publish(first + len(entries), levels)
-        self._tail, self._levels = tail, levels
+        self._publish(first + len(entries), tail, levels)
         return Appended(first, self._size, self._signed)
 
-    def _write_tiles(self, entries: Sequence[bytes], tail: list[bytes], levels: list[list[bytes]]) -> list[Path]:
+    def _write_tiles(
+        self, entries: Sequence[bytes], tail: list[bytes], levels: list[list[bytes]]
+    ) -> list[Path]:
         """Write the bundles and tiles that `entries` complete or begin; `tail` and `levels` become the new edge."""
         files: dict[str, bytes] = {}
         size = self._size
@@ -157,12 +162,13 @@ class LogWriter:
                 files[tile_path(level, (size >> (HEIGHT * level)) // WIDTH, len(hashes))] = b"".join(hashes)
         return [_write(self.path / name, data) for name, data in files.items()]
 
-    def _publish(self, size: int, levels: list[list[bytes]]) -> None:
-        root = _edge_root(size, levels)
+    def _publish(self, size: int, tail: list[bytes], levels: list[list[bytes]]) -> None:
+        root = _edge_root(levels)
         signed = sign_note(Checkpoint(self._signer.name, size, root).to_text(), [self._signer])
         with _disk_errors(self.path):
             _write(self.path / "checkpoint", signed)
-        self._size, self._signed = size, signed
+        # From here on the checkpoint can be read, even if the folder's sync fails: the next batch goes behind it.
+        self._size, self._signed, self._tail, self._levels = size, signed, tail, levels
         with _disk_errors(self.path):
             _sync_folder(self.path)
 
@@ -193,10 +199,8 @@ class _Subtrees:
         return merkle.node_hash(self(level - 1, 2 * index), self(level - 1, 2 * index + 1))
 
 
-def _edge_root(size: int, levels: list[list[bytes]]) -> bytes:
+def _edge_root(levels: list[list[bytes]]) -> bytes:
     """The root from the partial tiles alone: fold complete subtrees from the right, as RFC 9162's tree does."""
-    if size == 0:
-        return merkle.empty_root()
     root: bytes | None = None
     for hashes in levels:
         position = len(hashes)
@@ -205,8 +209,7 @@ def _edge_root(size: int, levels: list[list[bytes]]) -> bytes:
             part = merkle.range_hash(0, width, _Subtrees(hashes[position - width : position]))
             root = part if root is None else merkle.node_hash(part, root)
             position -= width
-    assert root is not None
-    return root
+    return merkle.empty_root() if root is None else root
 
 
 class _disk_errors:  # noqa: N801  reads as a phrase where it is used

@@ -1,0 +1,85 @@
+"""Run the tests of what is measured, then the measurements; no speed is printed when a test is red."""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from benchmarks.shapes import STARTUP_REPEATS
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+TESTED = ("tests/attention", "tests/kvcache", "tests/generate")
+
+
+def main() -> int:
+    """0 when every measurement ran."""
+    print("testing what will be measured")  # noqa: T201
+    tests = [sys.executable, "-m", "pytest", "-q", "-x", *TESTED]
+    if subprocess.run(tests, cwd=ROOT, check=False).returncode:  # noqa: S603
+        print("tests are red; nothing is measured", file=sys.stderr)  # noqa: T201
+        return 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
+    rows = [_startup("import fieldprint", ["-c", "import fieldprint"])]
+    rows.append(_startup("fieldprint --help", ["-m", "fieldprint.cli", "--help"]))
+    for row in rows:
+        _show(row)
+    from benchmarks.decode import measure_all
+
+    for row in measure_all():
+        rows.append(row)
+        _show(row)
+    _write("main_job", rows)
+    return 0
+
+
+def _startup(cell: str, arguments: list[str]) -> dict[str, Any]:
+    """Wall time of a fresh process, the empty interpreter's taken off."""
+
+    def seconds(command: list[str]) -> float:
+        times = []
+        for _ in range(STARTUP_REPEATS):
+            started = time.perf_counter()
+            subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True)  # noqa: S603
+            times.append(time.perf_counter() - started)
+        return statistics.median(times)
+
+    bare, whole = seconds(["-c", "pass"]), seconds(arguments)
+    return {
+        "cell": cell,
+        "metric": "wall time of a fresh process",
+        "unit": "ms",
+        "ours": round(whole * 1e3, 1),
+        "peers": {"python -c pass": round(bare * 1e3, 1)},
+        "ratio": round(bare / whole, 3),
+    }
+
+
+def _show(row: dict[str, Any]) -> None:
+    line = f"{row['cell']:<30} {row['metric']:<48} {row['ours']:>9} {row['unit']:<9} x{row['ratio']:<6} {row['peers']}"
+    print(line, flush=True)  # noqa: T201
+
+
+def _write(name: str, rows: list[dict[str, Any]]) -> None:
+    git = ["git", "rev-parse", "HEAD"]
+    commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603
+    packages = ("torch", "transformers", "blake3", "cryptography", "numpy")
+    result = {
+        "device": f"{platform.machine()} CPU, {os.cpu_count()} cores, OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}",
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
+        "commit": commit,
+        "command": "python -m benchmarks",
+        "rows": rows,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
