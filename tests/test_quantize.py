@@ -7,7 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fieldprint.quantize import MAX_EXPONENT, MIN_EXPONENT, SERVING_DTYPES, channel_exponents, dequantize, quantize
+from fieldprint.quantize import (
+    MAX_EXPONENT,
+    MIN_EXPONENT,
+    SERVING_DTYPES,
+    channel_exponents,
+    dequantize,
+    quantize,
+)
 
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False, min_value=-60000, max_value=60000)
 columns = st.lists(finite, min_size=1, max_size=12)
@@ -58,7 +65,9 @@ def test_every_code_and_exponent_is_exact_in(dtype: torch.dtype) -> None:
 @settings(max_examples=50)
 @given(st.lists(st.integers(-127, 127), min_size=1, max_size=9), st.integers(MIN_EXPONENT, MAX_EXPONENT))
 def test_values_quantize_to_themselves(codes: list[int], exponent: int) -> None:
-    values = dequantize(torch.tensor(codes, dtype=torch.int8).unsqueeze(1), torch.tensor([exponent], dtype=torch.int8))
+    values = dequantize(
+        torch.tensor(codes, dtype=torch.int8).unsqueeze(1), torch.tensor([exponent], dtype=torch.int8)
+    )
     again, exponents = quantize(values)
     assert torch.equal(dequantize(again, exponents), values)
 

@@ -193,7 +193,7 @@ def _check_tensors(folder: Path, config: dict[str, Any]) -> None:
 def _needed_tensors(config: dict[str, Any]) -> Iterator[str]:
     yield from WHOLE_MODEL_TENSORS
     layers = config.get("num_hidden_layers")
-    if not isinstance(layers, int) or layers < 1:
+    if type(layers) is not int or layers < 1:
         raise ModelError(
             f"config.json says num_hidden_layers = {layers!r}", remedy="Restore it from the model's source"
         )

@@ -32,7 +32,15 @@ class Case:
 
 
 def make_case(
-    seed: int, lens: list[int], queries: list[int], *, page_size: int, kv: int, group: int, dim: int, shuffle: bool = True
+    seed: int,
+    lens: list[int],
+    queries: list[int],
+    *,
+    page_size: int,
+    kv: int,
+    group: int,
+    dim: int,
+    shuffle: bool = True,
 ) -> Case:
     torch.manual_seed(seed)
     counts = [-(-n // page_size) for n in lens]
@@ -56,11 +64,19 @@ def naive(case: Case, **kwargs: object) -> tuple[Tensor, Tensor, Tensor, Tensor]
     width = max(len(row) for row in case.table)
     table = torch.tensor([row + [GARBAGE] * (width - len(row)) for row in case.table])
     return naive_attention(
-        case.q, case.k_pages, case.v_pages, table, torch.tensor(case.lens), torch.tensor(case.cu), **kwargs  # type: ignore[arg-type]
+        case.q,
+        case.k_pages,
+        case.v_pages,
+        table,
+        torch.tensor(case.lens),
+        torch.tensor(case.cu),
+        **kwargs,  # type: ignore[arg-type]
     )
 
 
-def assert_equals(got: AttentionOutput, want: tuple[Tensor, Tensor, Tensor, Tensor], tolerance: float = 2e-5) -> None:
+def assert_equals(
+    got: AttentionOutput, want: tuple[Tensor, Tensor, Tensor, Tensor], tolerance: float = 2e-5
+) -> None:
     assert got.lse is not None and got.mass is not None and got.weight is not None
     for ours, truth in zip((got.out, got.lse, got.mass, got.weight), want, strict=True):
         torch.testing.assert_close(ours.double(), truth, rtol=tolerance, atol=tolerance)
@@ -85,7 +101,10 @@ def batches(draw: st.DrawFn) -> tuple[Case, dict[str, object], dict[str, object]
     num_anchor = draw(st.sampled_from([0, 1, 5, 100]))
     options: dict[str, object] = {}
     if num_anchor:
-        options["anchor_k"], options["anchor_v"] = torch.randn(kv, num_anchor, dim), torch.randn(kv, num_anchor, dim)
+        options["anchor_k"], options["anchor_v"] = (
+            torch.randn(kv, num_anchor, dim),
+            torch.randn(kv, num_anchor, dim),
+        )
         options["operator"] = draw(st.sampled_from(["floor", "mixture"]))
         if options["operator"] == "mixture" or draw(st.booleans()):
             options["g"] = torch.rand(heads) * torch.randint(0, 2, (heads,))
@@ -114,7 +133,9 @@ def test_concat_is_one_softmax_over_anchor_and_context() -> None:
     case = make_case(1, [40], [1], page_size=16, kv=2, group=3, dim=16)
     anchor_k, anchor_v = torch.randn(2, 9, 16), torch.randn(2, 9, 16)
     plan = plan_attention(case.table, case.lens, case.cu, **case.plan_args())
-    out = paged_fieldprint_attention(case.q, case.k_pages, case.v_pages, plan, anchor_k=anchor_k, anchor_v=anchor_v).out
+    out = paged_fieldprint_attention(
+        case.q, case.k_pages, case.v_pages, plan, anchor_k=anchor_k, anchor_v=anchor_v
+    ).out
     slots = [(case.table[0][i // 16], i % 16) for i in range(40)]
     for head in range(6):
         keys = torch.cat([anchor_k[head // 3], torch.stack([case.k_pages[s][head // 3] for s in slots])])
@@ -141,7 +162,14 @@ def test_an_empty_context_gives_the_anchors_output() -> None:
     plan = plan_attention(case.table, case.lens, case.cu, **case.plan_args())
     for operator, g in (("floor", None), ("mixture", torch.tensor([0.1, 0.2]))):
         got = paged_fieldprint_attention(
-            case.q, case.k_pages, case.v_pages, plan, anchor_k=anchor_k, anchor_v=anchor_v, g=g, operator=operator
+            case.q,
+            case.k_pages,
+            case.v_pages,
+            plan,
+            anchor_k=anchor_k,
+            anchor_v=anchor_v,
+            g=g,
+            operator=operator,
         )
         want = torch.softmax(case.q[0] @ anchor_k[0].T / math.sqrt(8), -1) @ anchor_v[0]
         torch.testing.assert_close(got.out[0], want, rtol=1e-5, atol=1e-5)
@@ -162,7 +190,9 @@ def test_same_bits_for_any_batch() -> None:
     crowd = make_case(6, [517, 1000, 33], [1, 1, 1], page_size=16, kv=3, group=3, dim=64, shuffle=False)
     for position in range(517):
         for mine, theirs in ((alone.k_pages, crowd.k_pages), (alone.v_pages, crowd.v_pages)):
-            theirs[crowd.table[0][position // 16], position % 16] = mine[alone.table[0][position // 16], position % 16]
+            theirs[crowd.table[0][position // 16], position % 16] = mine[
+                alone.table[0][position // 16], position % 16
+            ]
     crowd.q[0] = alone.q[0]
     outs = [
         paged_fieldprint_attention(
@@ -203,7 +233,9 @@ def test_half_precision(dtype: torch.dtype) -> None:
     case.q, case.k_pages, case.v_pages = case.q.to(dtype), case.k_pages.to(dtype), case.v_pages.to(dtype)
     anchor_k, anchor_v = torch.randn(1, 20, 64).to(dtype), torch.randn(1, 20, 64).to(dtype)
     plan = plan_attention(case.table, case.lens, case.cu, **case.plan_args())
-    got = paged_fieldprint_attention(case.q, case.k_pages, case.v_pages, plan, anchor_k=anchor_k, anchor_v=anchor_v).out
+    got = paged_fieldprint_attention(
+        case.q, case.k_pages, case.v_pages, plan, anchor_k=anchor_k, anchor_v=anchor_v
+    ).out
     want = naive(case, anchor_k=anchor_k, anchor_v=anchor_v)[0]
     relative = (got.double() - want).norm() / want.norm()
     assert relative < (5e-3 if dtype == torch.bfloat16 else 1e-3)
@@ -211,14 +243,30 @@ def test_half_precision(dtype: torch.dtype) -> None:
 
 REFUSED: list[tuple[str, dict[str, object]]] = [
     ("g is above 0 but there is no anchor", {"g": torch.full((6,), 0.1)}),
-    ("g must lie", {"g": torch.full((6,), 1.5), "anchor_k": torch.zeros(2, 1, 16), "anchor_v": torch.zeros(2, 1, 16)}),
-    ("g must lie", {"g": torch.full((6,), math.nan), "anchor_k": torch.zeros(2, 1, 16), "anchor_v": torch.zeros(2, 1, 16)}),
-    ("g must be", {"g": torch.zeros(2), "anchor_k": torch.zeros(2, 1, 16), "anchor_v": torch.zeros(2, 1, 16)}),
+    (
+        "g must lie",
+        {"g": torch.full((6,), 1.5), "anchor_k": torch.zeros(2, 1, 16), "anchor_v": torch.zeros(2, 1, 16)},
+    ),
+    (
+        "g must lie",
+        {
+            "g": torch.full((6,), math.nan),
+            "anchor_k": torch.zeros(2, 1, 16),
+            "anchor_v": torch.zeros(2, 1, 16),
+        },
+    ),
+    (
+        "g must be",
+        {"g": torch.zeros(2), "anchor_k": torch.zeros(2, 1, 16), "anchor_v": torch.zeros(2, 1, 16)},
+    ),
     ("more than 512", {"anchor_k": torch.zeros(2, 513, 16), "anchor_v": torch.zeros(2, 513, 16)}),
     ("anchor_k and anchor_v", {"anchor_k": torch.zeros(2, 1, 16)}),
     ("anchor_k must be", {"anchor_k": torch.zeros(3, 1, 16), "anchor_v": torch.zeros(3, 1, 16)}),
     ("anchor_v must be", {"anchor_k": torch.zeros(2, 1, 16), "anchor_v": torch.zeros(2, 2, 16)}),
-    ("anchor_k must be", {"anchor_k": torch.zeros(2, 1, 16).half(), "anchor_v": torch.zeros(2, 1, 16).half()}),
+    (
+        "anchor_k must be",
+        {"anchor_k": torch.zeros(2, 1, 16).half(), "anchor_v": torch.zeros(2, 1, 16).half()},
+    ),
     ("operator", {"operator": "average"}),
     ("q_anchor", {"q_anchor": torch.zeros(1, 6, 8)}),
 ]

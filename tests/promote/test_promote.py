@@ -1,0 +1,197 @@
+"""Promotion: every numbered check fails where it should, files are checked, pages are rebuilt bit for bit."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from hypothesis import given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+
+from fieldprint.adapters.transformers import LoadedModel, load_model  # noqa: E402
+from fieldprint.blake3.naive import naive_digest, naive_root  # noqa: E402
+from fieldprint.errors import CapacityError, FormatError, IntegrityError, VerificationError  # noqa: E402
+from fieldprint.kvcache import PagePool  # noqa: E402
+from fieldprint.promote import Fieldprint, compute_fieldprint, promote_anchor  # noqa: E402
+from fieldprint.verify import VerifiedAnchor  # noqa: E402
+from tests.signing import signed_anchor  # noqa: E402
+
+TEXT = "Your codename is Falcon. You live in Oslo. Never tell the password."
+
+
+@pytest.fixture(scope="module")
+def model(model_folder: Path) -> LoadedModel:
+    return load_model(model_folder)
+
+
+@pytest.fixture(scope="module")
+def anchor(model: LoadedModel) -> tuple[VerifiedAnchor, Sequence[int]]:
+    return signed_anchor(model, TEXT)
+
+
+@pytest.fixture
+def pool(model: LoadedModel) -> PagePool:
+    return PagePool(model.decoder.page_layout(16), 12)
+
+
+def small(tokens: int = 20) -> Fieldprint:
+    torch.manual_seed(tokens)
+    codes = torch.randint(-127, 128, (2, 2, tokens, 1, 3), dtype=torch.int8)
+    return Fieldprint(codes, torch.randint(-24, 10, (2, 2, 1, 3), dtype=torch.int8))
+
+
+def test_promotion_pins_exactly_the_quantized_values(
+    model: LoadedModel, pool: PagePool, anchor: tuple[VerifiedAnchor, Sequence[int]]
+) -> None:
+    pinned = promote_anchor(anchor[0], model.decoder, pool, anchor[1])
+    assert all(pool.is_pinned(page) for page in pinned.pages)
+    injection = pinned.injection(9)
+    values = pinned.fieldprint.values(torch.float32)
+    assert torch.equal(injection.k, values[:, 0].transpose(1, 2))
+    assert torch.equal(injection.v, values[:, 1].transpose(1, 2))
+    k, v = model.decoder.realize(list(anchor[1]))
+    steps = torch.ldexp(torch.ones(()), pinned.fieldprint.exponents.int()).unsqueeze(2)
+    assert bool(((torch.stack([k, v], 1) - values).abs() <= steps / 2).all())
+    pinned.release()
+    pool.check_conservation([])
+
+
+def test_realizing_twice_gives_the_same_root(
+    model: LoadedModel, anchor: tuple[VerifiedAnchor, Sequence[int]]
+) -> None:
+    threads = torch.get_num_threads()
+    roots = set()
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        roots.add(compute_fieldprint(model.decoder, anchor[1]).root())
+    torch.set_num_threads(threads)
+    assert len(roots) == 1
+
+
+def test_root_equals_the_naive_tree() -> None:
+    fieldprint = small()
+    pages = [fieldprint.page_bytes(i, part, page) for i in range(2) for part in range(2) for page in range(2)]
+    assert fieldprint.root() == naive_root([naive_digest(page) for page in pages]).hex()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2 * 2 * 20 * 3 - 1), st.integers(1, 100))
+def test_any_changed_code_changes_the_root(index: int, change: int) -> None:
+    fieldprint = small()
+    codes = fieldprint.codes.clone()
+    flat = codes.view(-1)
+    flat[index] = (int(flat[index]) + 127 + change) % 255 - 127
+    assert Fieldprint(codes, fieldprint.exponents).root() != fieldprint.root()
+
+
+def test_a_file_round_trips_and_any_truncation_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "f.safetensors"
+    small().save(path)
+    assert Fieldprint.load(path).root() == small().root()
+    data = path.read_bytes()
+    for size in (0, 4, 50, len(data) // 2, len(data) - 1):
+        path.write_bytes(data[:size])
+        with pytest.raises(FormatError, match="fieldprint file"):
+            Fieldprint.load(path)
+    with pytest.raises(FormatError):
+        Fieldprint.load(tmp_path / "missing")
+
+
+def test_a_changed_tensor_byte_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "f.safetensors"
+    small().save(path)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(FormatError):
+        Fieldprint.load(path)
+
+
+def test_check_1_needs_a_record_and_a_verified_anchor(
+    model: LoadedModel, pool: PagePool, anchor: tuple[VerifiedAnchor, Sequence[int]]
+) -> None:
+    with pytest.raises(VerificationError) as caught:
+        promote_anchor(replace(anchor[0], record=None), model.decoder, pool, anchor[1])
+    assert caught.value.check == 1
+    with pytest.raises(TypeError, match="verify_anchor"):
+        promote_anchor(b"signed bytes", model.decoder, pool, anchor[1])  # type: ignore[arg-type]
+
+
+def test_check_2_other_tokens(
+    model: LoadedModel, pool: PagePool, anchor: tuple[VerifiedAnchor, Sequence[int]]
+) -> None:
+    for tokens in (anchor[1][:-1], [*anchor[1][:-1], 5]):
+        with pytest.raises(VerificationError) as caught:
+            promote_anchor(anchor[0], model.decoder, pool, tokens)
+        assert caught.value.check == 2
+
+
+def test_check_3_other_sizes_and_another_dtype(
+    model: LoadedModel, pool: PagePool, anchor: tuple[VerifiedAnchor, Sequence[int]]
+) -> None:
+    verified, tokens = anchor
+    assert verified.record is not None
+    other = replace(verified, record=replace(verified.record, num_layers=29))
+    half = PagePool(replace(pool.layout, dtype=torch.bfloat16), 12)
+    for candidate, target in ((other, pool), (verified, half)):
+        with pytest.raises(VerificationError) as caught:
+            promote_anchor(candidate, model.decoder, target, tokens)
+        assert caught.value.check == 3
+
+
+def test_check_4_another_root(
+    model: LoadedModel, pool: PagePool, anchor: tuple[VerifiedAnchor, Sequence[int]], tmp_path: Path
+) -> None:
+    other = compute_fieldprint(model.decoder, model.encode("Something else entirely."))
+    other.save(tmp_path / "other")
+    with pytest.raises(VerificationError) as caught:
+        promote_anchor(anchor[0], model.decoder, pool, anchor[1], fieldprint_file=tmp_path / "other")
+    assert caught.value.check == 4
+    pool.check_conservation([])
+
+
+def test_check_5_memory_that_does_not_keep_what_is_written(
+    model: LoadedModel,
+    pool: PagePool,
+    anchor: tuple[VerifiedAnchor, Sequence[int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = PagePool.digest
+
+    def worn_out(self: PagePool, page: int, num_tokens: int | None = None) -> bytes:
+        self.storage[3, 1, page, 0, 0, 0] = 7.0
+        return whole(self, page, num_tokens)
+
+    monkeypatch.setattr(PagePool, "digest", worn_out)
+    with pytest.raises(VerificationError) as caught:
+        promote_anchor(anchor[0], model.decoder, pool, anchor[1])
+    assert caught.value.check == 5
+    pool.check_conservation([])
+
+
+def test_a_flipped_bit_is_seen_and_rewritten(
+    model: LoadedModel, pool: PagePool, anchor: tuple[VerifiedAnchor, Sequence[int]]
+) -> None:
+    pinned = promote_anchor(anchor[0], model.decoder, pool, anchor[1])
+    pool.storage.view(torch.uint8)[7, 0, pinned.pages[1], 1, 2, 33] ^= 1
+    assert pinned.damaged() == [1]
+    pinned.rewrite()
+    assert pinned.damaged() == []
+    pinned.fieldprint.codes[0, 0, 0, 0, 0] ^= 1
+    with pytest.raises(IntegrityError, match="host memory"):
+        pinned.rewrite()
+
+
+def test_an_oversized_anchor_is_refused(model: LoadedModel) -> None:
+    with pytest.raises(CapacityError, match="1 to 512"):
+        compute_fieldprint(model.decoder, [1] * 513)
+
+
+def test_no_room_for_the_anchor(model: LoadedModel, anchor: tuple[VerifiedAnchor, Sequence[int]]) -> None:
+    tiny = PagePool(model.decoder.page_layout(16), 1)
+    with pytest.raises(CapacityError):
+        promote_anchor(anchor[0], model.decoder, tiny, anchor[1])
+    tiny.check_conservation([])

@@ -1,0 +1,194 @@
+"""The command line: the main path as a user walks it, and what bad input gets."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+COMMAND = [sys.executable, "-W", "ignore", "-m", "fieldprint.cli"]
+
+
+def cli(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)], cwd=folder, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def done(folder: Path, *arguments: str | Path) -> str:
+    process = cli(folder, *arguments)
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
+    """Keys, policy, log and a signed anchor."""
+    path = tmp_path_factory.mktemp("cli")
+    done(path, "keys", "new", "owner")
+    done(path, "keys", "new", "log")
+    done(path, "policy", "new", "policy.toml", "--signer", "keys/owner.pub", "--log-pub", "keys/log.pub")
+    done(path, "log", "new", "log", "--log-key", "keys/log.key")
+    (path / "text.txt").write_text("Your codename is Falcon. You live in Oslo.\n")
+    done(
+        path,
+        "anchor",
+        "sign",
+        "text.txt",
+        "--key",
+        "keys/owner.key",
+        "--out",
+        "a.json",
+        "--fieldprint-out",
+        "a.fp",
+    )
+    return path
+
+
+COMMON = ("--policy", "policy.toml", "--log", "log")
+WRITE = (*COMMON, "--log-key", "keys/log.key")
+
+
+def test_the_main_path(folder: Path) -> None:
+    shown = json.loads(done(folder, "anchor", "show", "a.json"))
+    assert shown["text"].startswith("Your codename") and shown["verified"] is False
+    assert "verified: identity anchor, signed by owner" in done(folder, "anchor", "verify", "a.json", *COMMON)
+    promoted = json.loads(done(folder, "promote", "a.json", *COMMON, "--fieldprint", "a.fp", "--json"))
+    assert promoted["root"] == shown["fieldprints"][0]["root"]
+    arguments = (
+        "generate",
+        "What is your codename?",
+        "Hi.",
+        "--anchor",
+        "a.json",
+        *WRITE,
+        "--max-new-tokens",
+        "12",
+        "--g",
+        "0.1",
+    )
+    report = json.loads(done(folder, *arguments, "--json"))
+    assert len(report["answers"]) == 2 and report["tokens_per_second"] > 0
+    for answer in report["answers"]:
+        verified = json.loads(done(folder, "verify", answer["receipt"], *COMMON, "--json"))
+        assert verified["text"] == answer["text"] and verified["anchor"] == shown["digest"]
+    entries = json.loads(done(folder, "log", "show", "log", "--policy", "policy.toml", "--json"))["entries"]
+    assert {e["type"] for e in entries} >= {"promote", "commitment"}
+    doctored = (
+        Path(folder / report["answers"][0]["receipt"]).read_bytes().replace(b'"text":"', b'"text":"No. ', 1)
+    )
+    (folder / "doctored.json").write_bytes(doctored)
+    refused = cli(folder, "verify", "doctored.json", "--policy", "policy.toml")
+    assert refused.returncode == 1 and "check 6 failed" in refused.stderr
+
+
+def test_revocation_refuses_the_next_request(folder: Path) -> None:
+    (folder / "other.txt").write_text("Your codename is Heron.\n")
+    done(folder, "anchor", "sign", "other.txt", "--key", "keys/owner.key", "--out", "b.json")
+    done(folder, "anchor", "revoke", "b.json", "--key", "keys/owner.key", *WRITE, "--reason", "it was a test")
+    refused = cli(folder, "generate", "Hi.", "--anchor", "b.json", *WRITE)
+    assert (
+        refused.returncode == 1 and "check 8 failed" in refused.stderr and "it was a test" in refused.stderr
+    )
+    assert "Traceback" not in refused.stderr
+    done(folder, "keys", "new", "stranger")
+    refused = cli(
+        folder, "anchor", "revoke", "a.json", "--key", "keys/stranger.key", *WRITE, "--reason", "no"
+    )
+    assert refused.returncode == 1 and "may not revoke" in refused.stderr
+
+
+def test_two_processes_on_one_log(folder: Path) -> None:
+    from fieldprint.anchor import Policy, load_private_key
+    from fieldprint.note import NoteSigner
+    from fieldprint.tlog import LogWriter
+
+    policy = Policy.from_bytes((folder / "policy.toml").read_bytes())
+    signer = NoteSigner(policy.log_key.name, load_private_key(folder / "keys/log.key"))
+    with LogWriter(folder / "log", signer):
+        refused = cli(folder, "generate", "Hi.", *WRITE)
+    assert refused.returncode == 1 and "another process writes the log" in refused.stderr
+
+
+def test_ctrl_c_commits_what_is_there(folder: Path) -> None:
+    arguments = [
+        "generate",
+        "Tell me a very long story.",
+        "--anchor",
+        "a.json",
+        *WRITE,
+        "--max-new-tokens",
+        "4000",
+        "--json",
+    ]
+    before = len(list((folder / "receipts").glob("*"))) if (folder / "receipts").exists() else 0
+    process = subprocess.Popen(
+        [*COMMAND, *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    log_size = (folder / "log/checkpoint").read_text().splitlines()[1]
+    for _ in range(600):
+        time.sleep(0.1)
+        if int((folder / "log/checkpoint").read_text().splitlines()[1]) > int(log_size) + 2:
+            break
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    answer = json.loads(out)["answers"][0]
+    assert answer["reason"] == "interrupted" and answer["tokens"] < 4000
+    assert len(list((folder / "receipts").glob("*"))) == before + 1
+    done(folder, "verify", answer["receipt"], *COMMON)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (("verify", "missing.json", "--policy", "policy.toml"), 2, "cannot be read"),
+        (("anchor", "verify", "a.json", "--policy", "text.txt"), 1, "not TOML"),
+        (("generate", "hi", *COMMON, "--log-key", "keys/owner.key"), 1, "not the log key"),
+        (("generate", "hi", *WRITE, "--model", "nowhere"), 1, "nowhere"),
+        (("generate", "hi", *WRITE, "--dtype", "int3"), 2, "dtype"),
+        (("generate", "hi", *WRITE, "--g", "0.5"), 2, "no anchor"),
+        (("generate", "hi", "--anchor", "a.json", *WRITE, "--g", "7"), 2, "g must"),
+        (("keys", "new", "owner"), 1, "not overwritten"),
+        (("keys", "new", "Bad Name"), 2, "name must"),
+        (("log", "show", "keys", "--policy", "policy.toml"), 1, "cannot be read"),
+        (("no-such-command",), 2, "No such command"),
+        (("promote", "a.json", *COMMON, "--fieldprint", "text.txt"), 1, "not a fieldprint file"),
+    ],
+    ids=lambda value: "-".join(value[:2]) if isinstance(value, tuple) else None,
+)
+def test_bad_input_is_one_clear_line(folder: Path, arguments: tuple[str, ...], code: int, text: str) -> None:
+    process = cli(folder, *arguments)
+    assert process.returncode == code, process.stderr
+    assert text in " ".join(process.stderr.replace("│", " ").split()), process.stderr
+    assert "Traceback" not in process.stderr
+
+
+def test_a_full_disk_loses_nothing(folder: Path) -> None:
+    """A limit on file size makes the log's writes fail for real; the log stays valid."""
+    before = (folder / "log/checkpoint").read_bytes()
+    script = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64)); from fieldprint.cli import main; main()"
+    )
+    arguments = ["generate", "Hi.", "--anchor", "a.json", *WRITE, "--max-new-tokens", "8"]
+    process = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 1 and "cannot be written" in process.stderr
+    assert (folder / "log/checkpoint").read_bytes() == before
+    done(folder, "log", "show", "log", "--policy", "policy.toml", "--json")
+
+
+def test_private_keys_are_0600(folder: Path) -> None:
+    assert os.stat(folder / "keys/owner.key").st_mode & 0o777 == 0o600

@@ -1,0 +1,109 @@
+"""The decoder against transformers, on the demo model and on small models of each family with random weights."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from fieldprint.adapters.transformers import decoder_from, load_model  # noqa: E402
+from fieldprint.attention import plan_attention  # noqa: E402
+from fieldprint.decoder import Decoder, Step  # noqa: E402
+from fieldprint.errors import ModelError  # noqa: E402
+from fieldprint.kvcache import PagedSequence, PagePool  # noqa: E402
+
+
+def paged_logits(decoder: Decoder, ids: list[int], pieces: list[int]) -> Any:
+    """Logits of `ids`, fed in pieces of these lengths."""
+    pool = PagePool(decoder.page_layout(16), -(-len(ids) // 16) + 1)
+    sequence = PagedSequence(pool)
+    hidden, start = [], 0
+    for count in pieces:
+        slots = sequence.prepare(count)
+        plan = plan_attention(
+            [sequence.pages], [sequence.length], [0, count], page_size=16, num_pages=pool.num_pages,
+            window=decoder.config.native_window,
+        )  # fmt: skip
+        tokens, positions = torch.tensor(ids[start : start + count]), torch.arange(start, start + count)
+        hidden.append(decoder.forward(Step(tokens, positions, torch.tensor(slots), plan), pool))
+        start += count
+    return decoder.logits(torch.cat(hidden))
+
+
+def test_logits_equal_transformers_on_the_demo_model(model_folder: Path) -> None:
+    import transformers
+
+    model = load_model(model_folder)
+    hf = transformers.AutoModelForCausalLM.from_pretrained(
+        str(model_folder), dtype=torch.float32, local_files_only=True
+    )
+    ids = model.encode("In the beginning there was a text that must never change. " * 12)[:150]
+    with torch.inference_mode():
+        expected = hf(torch.tensor([ids])).logits[0]
+    got = paged_logits(model.decoder, ids, [100, 33, *[1] * (len(ids) - 133)])
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
+    assert torch.equal(got.argmax(-1), expected.argmax(-1))
+
+
+SMALL = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+}
+
+
+def family(name: str) -> Any:
+    """A small model with random weights: shapes, biases, norms and windows are what is tested here."""
+    import transformers
+
+    torch.manual_seed(3)
+    configs = {
+        "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL)),
+        "llama with biases": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL, attention_bias=True)),
+        "llama3 rotary": lambda: transformers.LlamaForCausalLM(
+            transformers.LlamaConfig(
+                **SMALL,
+                rope_parameters={
+                    "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
+                    "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
+                },
+            )
+        ),
+        "mistral": lambda: transformers.MistralForCausalLM(transformers.MistralConfig(**SMALL, sliding_window=7)),
+        "qwen2": lambda: transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**SMALL)),
+        "qwen3": lambda: transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**SMALL)),
+    }  # fmt: skip
+    model = configs[name]().eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+@pytest.mark.parametrize("name", ["llama", "llama with biases", "llama3 rotary", "mistral", "qwen2", "qwen3"])
+def test_each_family_equals_transformers(name: str) -> None:
+    source = family(name)
+    ids = torch.randint(0, 64, (40,)).tolist()
+    with torch.inference_mode():
+        expected = source(torch.tensor([ids])).logits[0]
+    got = paged_logits(decoder_from(source), ids, [17, 16, *[1] * 7])
+    torch.testing.assert_close(got, expected, rtol=2e-3, atol=2e-3)
+
+
+def test_a_rotary_type_that_depends_on_length_is_refused() -> None:
+    import transformers
+
+    config = transformers.LlamaConfig(
+        **SMALL, rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    )
+    with pytest.raises(ModelError, match="rotary type"):
+        decoder_from(transformers.LlamaForCausalLM(config))
+
+
+def test_an_unknown_dtype_is_refused(model_folder: Path) -> None:
+    with pytest.raises(ValueError, match="dtype"):
+        load_model(model_folder, dtype="int4")

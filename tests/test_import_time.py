@@ -1,0 +1,51 @@
+"""What an import loads, in a fresh process: an auditor needs neither torch nor numpy, and nobody waits."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {"torch", "numpy", "transformers", "safetensors", "tokenizers", "gguf"}
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Top-level modules, outside the standard library, that `statement` loads."""
+    code = f"import sys, json; {statement}; print(json.dumps(sorted({{m.partition('.')[0] for m in sys.modules}})))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    bare = subprocess.run(
+        [sys.executable, "-c", code.replace(statement, "pass")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return set(json.loads(run.stdout)) - set(json.loads(bare.stdout)) - sys.stdlib_module_names
+
+
+def test_the_package_alone_loads_nothing_else() -> None:
+    assert loaded_by("import fieldprint") == {"fieldprint"}
+
+
+@pytest.mark.parametrize(
+    "module", ["tlog", "verify", "anchor", "note", "registry", "commit", "blake3", "adapters.model_folder"]
+)
+def test_auditors_module_loads_no_tensor_library(module: str) -> None:
+    assert loaded_by(f"import fieldprint.{module}") & HEAVY == set()
+
+
+def test_public_names_of_the_auditor_load_no_tensor_library() -> None:
+    names = (
+        "sign_anchor, verify_anchor, verify_receipt, Policy, AnchorArtifact, LogWriter, LogReader, Registry"
+    )
+    assert loaded_by(f"from fieldprint import {names}") & HEAVY == set()
+
+
+def test_import_takes_under_100_ms() -> None:
+    """The best of five, since a busy machine delays some of them; a healthy one is near 1 ms."""
+    code = "import time; t = time.perf_counter(); import fieldprint; print(time.perf_counter() - t)"
+    seconds = [
+        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+        for _ in range(5)
+    ]
+    assert min(seconds) < 0.1
