@@ -69,9 +69,11 @@ class EngineSettings:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.chunk_size % self.page_size:
             raise ValueError(f"chunk_size {self.chunk_size} must be a multiple of page_size {self.page_size}")
-        if self.provisional_cap < self.page_size:
+        if self.provisional_cap <= self.page_size:
+            # K/V of the newest token is not there yet, so a page is whole one token after its last one.
             raise ValueError(
-                f"provisional_cap {self.provisional_cap} must hold a page of {self.page_size} tokens"
+                f"provisional_cap {self.provisional_cap} must be above the page size of {self.page_size}, or no page "
+                "would ever be whole"
             )
 
 

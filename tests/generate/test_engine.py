@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: E402
 
 from fieldprint.adapters.transformers import LoadedModel, load_model  # noqa: E402
-from fieldprint.commit.committer import Committer, CommitResult  # noqa: E402
+from fieldprint.commit.committer import CommitResult, Committer  # noqa: E402
 from fieldprint.errors import CapacityError, IntegrityError, LogError  # noqa: E402
 from fieldprint.generate import (  # noqa: E402
     AttentionSettings,
@@ -322,7 +322,7 @@ def test_damage_that_comes_back_ends_with_an_error(world: World, log: LogWriter)
 
 
 def test_provisional_tokens_are_capped(model: LoadedModel, tmp_path: Path) -> None:
-    settings = EngineSettings(provisional_cap=16, commit_interval=1000)
+    settings = EngineSettings(provisional_cap=17, commit_interval=1000)
     world = make_world(model, settings=settings)
     with LogWriter(
         tmp_path / "log", NoteSigner("test/log", Ed25519PrivateKey.generate()), create=True
@@ -333,7 +333,7 @@ def test_provisional_tokens_are_capped(model: LoadedModel, tmp_path: Path) -> No
         if isinstance(event, Provisional):
             prompt = prompt or event.position
             position = event.position + 1
-            assert position - max(committed, prompt) <= 16
+            assert position - max(committed, prompt) <= 17
         elif isinstance(event, Committed):
             committed = event.upto
 
@@ -418,6 +418,8 @@ def test_bad_requests_are_refused(world: World) -> None:
         )
     with pytest.raises(ValueError, match="temperature"):
         Sampler(-1.0)
+    with pytest.raises(ValueError, match="provisional_cap"):
+        EngineSettings(provisional_cap=16)
     with pytest.raises(ValueError, match="multiple"):
         EngineSettings(page_size=16, chunk_size=100)
 

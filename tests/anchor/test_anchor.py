@@ -1,0 +1,124 @@
+"""Keys, artifacts and policies: round trips, and what is refused."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fieldprint.anchor import (
+    KINDS,
+    AnchorArtifact,
+    Envelope,
+    KindRule,
+    Policy,
+    load_private_key,
+    load_public_key,
+    new_key,
+    sign_anchor,
+)
+from fieldprint.anchor.dsse import pae
+from fieldprint.errors import FieldprintError, FormatError
+from fieldprint.note import NoteSigner
+
+NOW = datetime(2026, 11, 24, tzinfo=UTC)
+names = st.from_regex(r"[a-z0-9._-]{1,12}", fullmatch=True)
+texts = st.text(st.characters(categories=["L", "N", "P", "Zs"], max_codepoint=0x17F), min_size=1, max_size=60)
+digests = st.binary(min_size=32, max_size=32).map(bytes.hex)
+
+
+def artifact(
+    text: str = "Be kind.", name: str = "me", kind: str = "identity", **fields: tuple[str, ...]
+) -> AnchorArtifact:
+    return AnchorArtifact(name, kind, text, NOW, NOW + timedelta(days=1), **fields)  # type: ignore[arg-type]
+
+
+@settings(deadline=None)
+@given(texts, names, st.sampled_from(KINDS), st.sets(digests, max_size=3), st.sets(names, max_size=3))
+def test_an_artifact_round_trips(text: str, name: str, kind: str, parents: set[str], taint: set[str]) -> None:
+    import unicodedata
+
+    made = artifact(
+        unicodedata.normalize("NFC", text),
+        name,
+        kind,
+        parents=tuple(sorted(parents)),
+        taint=tuple(sorted(taint)),
+    )
+    data = made.to_bytes()
+    assert AnchorArtifact.from_bytes(data) == made
+    assert AnchorArtifact.from_bytes(data).to_bytes() == data
+    envelope = Envelope.from_bytes(sign_anchor(made, [Ed25519PrivateKey.generate()]))
+    assert Envelope.from_bytes(envelope.to_bytes()) == envelope
+
+
+@pytest.mark.parametrize(
+    "text", ["", "e\u0301", "a\x00b", "zero\u200bwidth", "right\u202eleft", "\ud800", "x" * 65537],
+    ids=["empty", "not NFC", "control", "zero width", "bidi", "surrogate", "too long"],
+)  # fmt: skip
+def test_deceptive_texts_are_refused(text: str) -> None:
+    with pytest.raises(FormatError):
+        artifact(text)
+
+
+@pytest.mark.parametrize("name", ["", "A", "a b", "ä", "x" * 65, "a/b"])
+def test_bad_names_are_refused(name: str) -> None:
+    with pytest.raises(FormatError):
+        artifact(name=name)
+
+
+def test_pae_is_the_one_of_the_specification() -> None:
+    assert pae("http://example.com/HelloWorld", b"hello world") == (
+        b"DSSEv1 29 http://example.com/HelloWorld 11 hello world"
+    )
+
+
+def test_keys_are_private_and_never_overwritten(tmp_path: Path) -> None:
+    private, public = new_key(tmp_path, "owner")
+    assert private.stat().st_mode & 0o777 == 0o600
+    assert load_private_key(private).public_key() == load_public_key(public)
+    with pytest.raises(FieldprintError, match="not overwritten"):
+        new_key(tmp_path, "owner")
+    private.chmod(0o640)
+    with pytest.raises(FormatError, match="chmod 600"):
+        load_private_key(private)
+    public.chmod(0o600)
+    with pytest.raises(FormatError, match="no private key"):
+        load_private_key(public)
+
+
+def policy() -> Policy:
+    owner, log = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+    rule = KindRule(("owner",), 1, 512, 30, ("untrusted",))
+    raw = owner.public_key().public_bytes_raw()
+    return Policy(
+        {"owner": raw}, {"identity": rule}, ("owner",), 1, str(NoteSigner("a/log", log).verifier_key)
+    )
+
+
+def test_a_policy_round_trips() -> None:
+    made = policy()
+    assert Policy.from_bytes(made.to_bytes()) == made
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("threshold = 1", "threshold = 2"),
+        ('signers = ["owner"]', 'signers = ["nobody"]'),
+        ("max_tokens = 512", "max_tokens = 513"),
+        ("[kinds.identity]", "[kinds.fancy]"),
+        ("[revocation]", "[revocations]"),
+        ("max_age_days = 30", "max_age_days = 30\nextra = 1"),
+        ('log = "a/log', 'log = "b/log'),
+        ('"owner" = "', '"owner" = "A'),
+        ("[keys]", "[keys"),
+    ],
+)
+def test_a_bad_policy_is_refused(old: str, new: str) -> None:
+    text = policy().to_bytes().decode()
+    assert old in text
+    with pytest.raises(FormatError):
+        Policy.from_bytes(text.replace(old, new).encode())

@@ -1,0 +1,48 @@
+"""The documents: links resolve, every command and every public name is described."""
+
+import re
+from pathlib import Path
+
+import pytest
+import typer.main
+
+import fieldprint
+from fieldprint.cli import app
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_resolve(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text()):
+        assert target.startswith("https://") or (path.parent / target).exists(), target
+
+
+def commands() -> list[str]:
+    root = typer.main.get_command(app)
+    names = []
+    for name, command in root.commands.items():  # type: ignore[attr-defined]
+        names += [f"{name} {sub}" for sub in command.commands] if hasattr(command, "commands") else [name]
+    return names
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_is_documented(command: str) -> None:
+    assert f"`fieldprint {command}" in (ROOT / "docs/commands.md").read_text()
+
+
+@pytest.mark.parametrize("name", fieldprint.__all__)
+def test_every_public_name_is_documented(name: str) -> None:
+    assert f"`{name}`" in (ROOT / "docs/api.md").read_text()
+
+
+def test_the_readme_begins_with_the_two_commands() -> None:
+    lines = [line.strip() for line in (ROOT / "README.md").read_text().splitlines() if line.strip()]
+    assert lines[1].startswith("make demo") and lines[2].startswith("make test")
+    assert "@DEMO@" not in (ROOT / "README.md").read_text()
