@@ -367,7 +367,11 @@ def test_a_context_far_beyond_the_window_needs_few_pages(model: LoadedModel, log
     """2,000 tokens through a window of 64 in a pool of 600 positions, the anchor still answered from."""
     world = make_world(model, num_pages=38, settings=EngineSettings(chunk_size=64))
     ids = world.model.encode("The river runs to the sea and the hills are green. " * 200)[:2000]
-    prompt = tuple(ids) + tuple(world.model.chat_tokens("What is your codename?", answer="Your codename is"))
+    prompt = tuple(ids) + tuple(
+        world.model.chat_tokens(
+            'Complete the sentence from your instructions: "Your codename is ..."', answer="Your codename is"
+        )
+    )
     request = GenerationRequest(prompt, 4, stop_ids=model.stop_ids)
     results, _ = collect(world, [request], attention=AttentionSettings("floor", 0.0, window=64), log=log)
     assert "Falcon" in results[0].text
@@ -441,7 +445,11 @@ def test_bfloat16_serves_a_fieldprint_file(model: LoadedModel, model_folder: Pat
     pool = PagePool(half.decoder.page_layout(16), 40)
     pinned = promote_anchor(verified, half.decoder, pool, tokens, fieldprint_file=tmp_path / "f.safetensors")
     engine = Engine(half.decoder, pool, decode=half.decode, model=half.digest)
-    prompt = tuple(half.chat_tokens("What is your codename?", answer="Your codename is"))
+    prompt = tuple(
+        half.chat_tokens(
+            'Complete the sentence from your instructions: "Your codename is ..."', answer="Your codename is"
+        )
+    )
     events = list(engine.generate([GenerationRequest(prompt, 4, stop_ids=half.stop_ids)], anchor=pinned))
     assert "Falcon" in events[-1].result.text  # type: ignore[union-attr]
     slots = pool.storage[:, :, list(pinned.pages)].flatten(2, 3)[:, :, : pinned.num_tokens]

@@ -53,7 +53,7 @@ def test_promotion_pins_exactly_the_quantized_values(
     assert torch.equal(injection.k, values[:, 0].transpose(1, 2))
     assert torch.equal(injection.v, values[:, 1].transpose(1, 2))
     k, v = model.decoder.realize(list(anchor[1]))
-    steps = torch.ldexp(torch.ones(()), pinned.fieldprint.exponents.int()).unsqueeze(2)
+    steps = torch.pow(2.0, pinned.fieldprint.exponents.float()).unsqueeze(2)
     assert bool(((torch.stack([k, v], 1) - values).abs() <= steps / 2).all())
     pinned.release()
     pool.check_conservation([])
