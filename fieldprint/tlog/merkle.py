@@ -28,6 +28,27 @@ def empty_root() -> bytes:
     return sha256(b"").digest()
 
 
+def fold(hashes: Sequence[bytes]) -> bytes:
+    """The hash of the complete subtree over neighbouring subtrees' hashes; their number is a power of two."""
+    level = list(hashes)
+    while len(level) > 1:
+        level = [node_hash(a, b) for a, b in zip(level[::2], level[1::2], strict=True)]
+    return level[0]
+
+
+def edge_root(levels: Sequence[Sequence[bytes]]) -> bytes:
+    """The root from the hashes of the partial tiles alone, level 0 first: complete subtrees folded from the right."""
+    root: bytes | None = None
+    for hashes in levels:
+        position = len(hashes)
+        while position:
+            width = position & -position
+            part = fold(hashes[position - width : position])
+            root = part if root is None else node_hash(part, root)
+            position -= width
+    return empty_root() if root is None else root
+
+
 def range_hash(start: int, stop: int, read: HashReader) -> bytes:
     """The hash of the entries [start, stop), where start is aligned as a subtree of an RFC 9162 tree is."""
     size = stop - start

@@ -1,4 +1,8 @@
-"""Reading a log's folder: checkpoint, entries and proofs, each checked against what it must agree with."""
+"""Reading a log's folder: checkpoint, entries and proofs, each checked against what it must agree with.
+
+Nothing of the folder is believed but the signed checkpoint: the partial tiles must give its root, a full tile must
+have the hash that stands in the tile above it, and an entry the hash that stands in its tile.
+"""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -44,9 +48,12 @@ class LogReader:
         """
         self._signed = read_file(self.path / "checkpoint")
         self._checkpoint = Checkpoint.from_text(verify_note(self._signed, self.keys))
-        if self._checkpoint.origin not in {key.name for key in self.keys}:
+        own = [key for key in self.keys if key.name == self._checkpoint.origin]
+        if not own:
             raise VerificationError(2, f"the checkpoint is of {self._checkpoint.origin}, which no key names")
-        self._tiles: dict[str, bytes] = {}
+        verify_note(self._signed, own)
+        self._edge: list[list[bytes]] | None = None  # the partial tiles, once they gave the root
+        self._tiles: dict[tuple[int, int], list[bytes]] = {}  # full tiles, once their hash was compared
 
     def checkpoint(self) -> Checkpoint:
         """The checkpoint, signature verified."""
@@ -57,7 +64,7 @@ class LogReader:
         return self._signed
 
     def entries(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-        """The entries [start, stop), each checked against the leaf hash in the tile."""
+        """The entries [start, stop), each checked against its leaf hash in the tree of the checkpoint."""
         end = self._checkpoint.tree_size if stop is None else stop
         if not 0 <= start <= end <= self._checkpoint.tree_size:
             raise ValueError(f"entries {start} to {end} are not in a log of {self._checkpoint.tree_size}")
@@ -99,23 +106,52 @@ class LogReader:
             return decode_bundle(read_file(partial), width)
         return decode_bundle(read_file(self.path / bundle_path(index)), WIDTH)[:width]
 
-    def _fetch(self, partial: str, whole: str) -> bytes:
-        return read_file(self.path / (partial if (self.path / partial).exists() else whole))
+    def _read_tile(self, level: int, index: int, width: int) -> list[bytes]:
+        """The first `width` hashes of a tile, as the folder has them."""
+        partial, whole = tile_path(level, index, width), tile_path(level, index)
+        name = partial if (self.path / partial).exists() else whole
+        data = read_file(self.path / name)
+        if len(data) < width * merkle.HASH_SIZE:
+            raise FormatError(f"{name} is truncated")
+        return [data[i * merkle.HASH_SIZE : (i + 1) * merkle.HASH_SIZE] for i in range(width)]
+
+    def edge(self) -> list[list[bytes]]:
+        """The hashes of the last, partial tile of each level, from level 0 up, which together give the root.
+
+        Raises:
+            FormatError: they do not give the checkpoint's root.
+        """
+        if self._edge is None:
+            edge: list[list[bytes]] = []
+            count = self._checkpoint.tree_size
+            while count:
+                index, width = divmod(count, WIDTH)
+                edge.append(self._read_tile(len(edge), index, width) if width else [])
+                count //= WIDTH
+            if merkle.edge_root(edge) != self._checkpoint.root_hash:
+                raise FormatError("the tiles do not lead to the checkpoint's root")
+            self._edge = edge
+        return self._edge
+
+    def _tile(self, level: int, index: int) -> list[bytes]:
+        """The hashes of a tile, compared with the tile above it, and so with the checkpoint."""
+        edge = self.edge()
+        if index == (self._checkpoint.tree_size >> (HEIGHT * level)) // WIDTH:
+            return edge[level]
+        if (level, index) not in self._tiles:
+            hashes = self._read_tile(level, index, WIDTH)
+            if merkle.fold(hashes) != self.subtree_hash(HEIGHT * (level + 1), index):
+                raise FormatError(f"{tile_path(level, index)} does not lead to the checkpoint's root")
+            self._tiles[level, index] = hashes
+        return self._tiles[level, index]
 
     def subtree_hash(self, level: int, index: int) -> bytes:
-        """The hash of a complete subtree, from the tile of the level below or at it."""
+        """The hash of a complete subtree, from the tile of the level below or at it.
+
+        Raises:
+            FormatError: the tiles on the way to the root do not lead there.
+        """
         tile_level, rest = divmod(level, HEIGHT)
         first, stop = index << rest, (index + 1) << rest
         tile, offset = divmod(first, WIDTH)
-        width = min(WIDTH, (self._checkpoint.tree_size >> (HEIGHT * tile_level)) - tile * WIDTH)
-        path = tile_path(tile_level, tile, width)
-        if path not in self._tiles:
-            data = self._fetch(path, tile_path(tile_level, tile))
-            if len(data) < width * merkle.HASH_SIZE:
-                raise FormatError(f"{path} is truncated")
-            self._tiles[path] = data[: width * merkle.HASH_SIZE]
-        size = merkle.HASH_SIZE
-        hashes = [self._tiles[path][i * size : (i + 1) * size] for i in range(offset, offset + stop - first)]
-        while len(hashes) > 1:
-            hashes = [merkle.node_hash(a, b) for a, b in zip(hashes[::2], hashes[1::2], strict=True)]
-        return hashes[0]
+        return merkle.fold(self._tile(tile_level, tile)[offset : offset + stop - first])

@@ -16,7 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from fieldprint.errors import CapacityError, FieldprintError, LogError, LogLockedError, VerificationError
+from fieldprint.errors import (
+    CapacityError,
+    FieldprintError,
+    FormatError,
+    LogError,
+    LogLockedError,
+    VerificationError,
+)
 from fieldprint.note import NoteSigner, sign_note
 from fieldprint.tlog import merkle
 from fieldprint.tlog.checkpoint import Checkpoint
@@ -75,21 +82,13 @@ class LogWriter:
         checkpoint = reader.checkpoint()
         if checkpoint.origin != self._signer.name:
             raise VerificationError(2, f"the log is of {checkpoint.origin}, the key of {self._signer.name}")
-        if reader.root_hash() != checkpoint.root_hash:
-            raise LogError(
-                "the tiles do not lead to the checkpoint's root", remedy="Restore the log's folder"
-            )
         self._size = checkpoint.tree_size
         self._signed = reader.signed_checkpoint()
-        self._tail = list(reader.entries(self._size // WIDTH * WIDTH))
-        self._levels = []
-        level, count = 0, self._size
-        while True:
-            first = count // WIDTH * WIDTH
-            self._levels.append([reader.subtree_hash(level * HEIGHT, i) for i in range(first, count)])
-            level, count = level + 1, count // WIDTH
-            if count == 0:
-                break
+        try:
+            self._levels = [list(hashes) for hashes in reader.edge()] or [[]]
+            self._tail = list(reader.entries(self._size // WIDTH * WIDTH))
+        except FormatError as error:
+            raise LogError(error.what, remedy="Restore the log's folder") from error
 
     @property
     def tree_size(self) -> int:
@@ -152,7 +151,7 @@ class LogWriter:
                 if len(levels[level]) < WIDTH:
                     break
                 files[tile_path(level, count // WIDTH - 1)] = b"".join(levels[level])
-                value = merkle.range_hash(0, WIDTH, _Subtrees(levels[level]))
+                value = merkle.fold(levels[level])
                 levels[level] = []
                 level, count = level + 1, count // WIDTH
         if tail:
@@ -163,7 +162,7 @@ class LogWriter:
         return [_write(self.path / name, data) for name, data in files.items()]
 
     def _publish(self, size: int, tail: list[bytes], levels: list[list[bytes]]) -> None:
-        root = _edge_root(levels)
+        root = merkle.edge_root(levels)
         signed = sign_note(Checkpoint(self._signer.name, size, root).to_text(), [self._signer])
         with _disk_errors(self.path):
             _write(self.path / "checkpoint", signed)
@@ -185,31 +184,6 @@ class LogWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-class _Subtrees:
-    """A hash reader over the hashes of one tile."""
-
-    def __init__(self, hashes: list[bytes]) -> None:
-        self._hashes = hashes
-
-    def __call__(self, level: int, index: int) -> bytes:
-        if level == 0:
-            return self._hashes[index]
-        return merkle.node_hash(self(level - 1, 2 * index), self(level - 1, 2 * index + 1))
-
-
-def _edge_root(levels: list[list[bytes]]) -> bytes:
-    """The root from the partial tiles alone: fold complete subtrees from the right, as RFC 9162's tree does."""
-    root: bytes | None = None
-    for hashes in levels:
-        position = len(hashes)
-        while position:
-            width = position & -position
-            part = merkle.range_hash(0, width, _Subtrees(hashes[position - width : position]))
-            root = part if root is None else merkle.node_hash(part, root)
-            position -= width
-    return merkle.empty_root() if root is None else root
 
 
 class _disk_errors:  # noqa: N801  reads as a phrase where it is used

@@ -308,7 +308,7 @@ def test_reader_detects_a_changed_leaf_hash(tmp_path: Path, name: str) -> None:
     path = filled(tmp_path / "log", 300)
     for position in (0, 31, 700, (path / name).stat().st_size - 1):
         flip(path / name, position)
-        with pytest.raises(FormatError, match="is not the one that the tree holds"):
+        with pytest.raises(FormatError, match="lead to the checkpoint's root"):
             list(LogReader(path, KEYS).entries())
         flip(path / name, position)
 
@@ -317,23 +317,40 @@ def test_reader_detects_a_changed_leaf_hash(tmp_path: Path, name: str) -> None:
 def test_root_detects_a_changed_tile_and_the_writer_does_not_build_on_it(tmp_path: Path, name: str) -> None:
     path = filled(tmp_path / "log", 300)
     flip(path / name, 5)
-    reader = LogReader(path, KEYS)
-    assert reader.root_hash() != reader.checkpoint().root_hash
+    with pytest.raises(FormatError, match="do not lead to the checkpoint's root"):
+        LogReader(path, KEYS).root_hash()
     with pytest.raises(LogError, match="do not lead to the checkpoint's root"):
         LogWriter(path, SIGNER)
 
 
-def test_proof_of_an_entry_changed_together_with_its_leaf_hash_fails(tmp_path: Path) -> None:
-    path = filled(tmp_path / "log", 300)
+@pytest.mark.parametrize("size", [256, 257, 300, 512])
+def test_an_entry_changed_together_with_its_leaf_hash_is_refused(tmp_path: Path, size: int) -> None:
+    path = filled(tmp_path / "log", size)
     forged = [entry(i) for i in range(256)]
     forged[9] = b"entry X"
     (path / bundle_path(0)).write_bytes(encode_bundle(forged))
     (path / tile_path(0, 0)).write_bytes(b"".join(leaf_hash(e) for e in forged))
+    for read in (
+        lambda reader: list(reader.entries()),
+        lambda reader: reader.entry(9),
+        lambda reader: reader.inclusion_proof(9),
+        lambda reader: reader.consistency_proof(100),
+    ):
+        with pytest.raises(FormatError, match=r"tile/0/000 does not lead to the checkpoint's root"):
+            read(LogReader(path, KEYS))
+
+
+def test_tiles_of_a_tree_of_three_levels_are_compared(tmp_path: Path) -> None:
+    path = filled(tmp_path / "log", 65536 + 300)
     reader = LogReader(path, KEYS)
-    with pytest.raises(VerificationError):
-        verify_inclusion(
-            leaf_hash(b"entry X"), 9, 300, reader.inclusion_proof(9), reader.checkpoint().root_hash
-        )
+    assert reader.root_hash() == reader.checkpoint().root_hash
+    for index in (0, 65535, 65536, 65835):
+        assert reader.entry(index) == entry(index)
+    for name, index in ((tile_path(0, 7), 7 * 256), (tile_path(1, 0), 5), (tile_path(1, 1, 1), 65536)):
+        flip(path / name, 9)
+        with pytest.raises(FormatError, match="lead to the checkpoint's root"):
+            LogReader(path, KEYS).entry(index)
+        flip(path / name, 9)
 
 
 def test_truncated_tile_and_missing_tile(tmp_path: Path) -> None:
