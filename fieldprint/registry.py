@@ -16,7 +16,14 @@ from dataclasses import dataclass, field
 import rfc8785
 
 from fieldprint.anchor.artifact import check_digest
-from fieldprint.anchor.dsse import Envelope, check_keys, decode_base64, parse_canonical, valid_signers
+from fieldprint.anchor.dsse import (
+    Envelope,
+    check_keys,
+    check_version,
+    decode_base64,
+    parse_canonical,
+    valid_signers,
+)
 from fieldprint.anchor.policy import Policy
 from fieldprint.anchor.sign import PAYLOAD_TYPE, Revocation
 from fieldprint.errors import FormatError
@@ -67,9 +74,9 @@ class Registry:
         for entry in entries:
             try:
                 fields = parse_canonical(entry, "the entry", MAX_EVENT_SIZE)
-                if fields.get("v") == 1 and fields.get("type") == "revoke":
+                if fields.get("type") == "revoke":
                     registry._revoke(fields, policy)
-                elif fields.get("v") == 1 and fields.get("type") == "promote":
+                elif fields.get("type") == "promote":
                     registry._promote(fields)
             except FormatError:
                 continue
@@ -77,6 +84,7 @@ class Registry:
 
     def _revoke(self, fields: dict[str, object], policy: Policy) -> None:
         check_keys(fields, {"envelope", "type", "v"}, "the revocation entry")
+        check_version(fields, "revoke", "the entry")
         envelope = Envelope.from_bytes(decode_base64(fields["envelope"], "the revocation"))
         signers = valid_signers(envelope, policy.trusted(policy.revokers))
         if envelope.payload_type != PAYLOAD_TYPE or len(signers) < policy.revocation_threshold:
@@ -88,6 +96,7 @@ class Registry:
         check_keys(
             fields, {"anchor", "fieldprint", "model", "supersedes", "type", "v"}, "the promotion entry"
         )
+        check_version(fields, "promote", "the entry")
         supersedes = fields["supersedes"]
         if not isinstance(supersedes, list):
             raise FormatError("the promotion's supersedes is no list")

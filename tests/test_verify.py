@@ -238,6 +238,17 @@ def test_unknown_fields_and_floats_are_refused(story: Story) -> None:
         Receipt.from_bytes(rfc8785.dumps(fields | {"v": 1}).replace(b'"v":1}', b'"v":1.0}'))
 
 
+def test_true_is_no_version(story: Story) -> None:
+    receipt, leaf = story.receipt.to_bytes(), story.receipt.leaves[0].leaf
+    for parse, data in ((Receipt.from_bytes, receipt), (Commitment.from_bytes, leaf)):
+        parse(data)
+        with pytest.raises(FormatError, match="of version 1"):
+            parse(data[: data.rindex(b'"v":1')] + b'"v":true' + data[data.rindex(b'"v":1') + 5 :])
+    newer = Promotion("11" * 32, "22" * 32, MODEL, (ARTIFACT.digest,)).to_entry()
+    assert Registry.replay([newer], POLICY).superseded
+    assert not Registry.replay([newer.replace(b'"v":1', b'"v":true')], POLICY).superseded
+
+
 def test_an_auditor_needs_neither_torch_nor_numpy() -> None:
     script = (
         "import sys, fieldprint.verify, fieldprint.tlog, fieldprint.registry, fieldprint.commit, fieldprint.anchor;"

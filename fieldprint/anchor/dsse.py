@@ -127,6 +127,12 @@ def check_keys(fields: object, keys: set[str], what: str) -> None:
         raise FormatError(f"{what} must have exactly the fields {', '.join(sorted(keys))}")
 
 
+def check_version(fields: Mapping[str, Any], kind: str, what: str) -> None:
+    """Raise FormatError unless `type` is `kind` and `v` is the integer 1 (and not `true`, which equals it)."""
+    if fields.get("type") != kind or type(fields.get("v")) is not int or fields["v"] != 1:
+        raise FormatError(f"{what} is not a {kind} of version 1")
+
+
 def decode_base64(text: object, what: str) -> bytes:
     """The bytes of canonical base64, or FormatError."""
     if not isinstance(text, str):

@@ -33,6 +33,7 @@ from fieldprint.note import VerifierKey
 
 MAX_POLICY_SIZE = 1 << 20
 MAX_TOKENS = 512
+MAX_AGE_DAYS = 36500
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +72,9 @@ class Policy:
             if kind not in KINDS:
                 raise FormatError(f"the policy has a rule for {kind!r}, which is no kind")
             self._check_signers(rule.signers, rule.threshold, f"kind {kind}")
-            if not 0 < rule.max_tokens <= MAX_TOKENS or rule.max_age_days < 1:
+            if not 0 < rule.max_tokens <= MAX_TOKENS or not 0 < rule.max_age_days <= MAX_AGE_DAYS:
                 raise FormatError(
-                    f"kind {kind}: max_tokens must be 1 to {MAX_TOKENS}, max_age_days at least 1"
+                    f"kind {kind}: max_tokens must be 1 to {MAX_TOKENS}, max_age_days 1 to {MAX_AGE_DAYS}"
                 )
         self._check_signers(self.revokers, self.revocation_threshold, "revocation")
 
@@ -132,7 +133,7 @@ class Policy:
             raise FormatError(f"the policy has more than {MAX_POLICY_SIZE} bytes")
         try:
             fields = tomllib.loads(data.decode())
-        except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        except (ValueError, RecursionError) as error:  # among them UnicodeDecodeError and TOMLDecodeError
             raise FormatError(f"the policy is not TOML: {error}") from error
         check_keys(fields, {"keys", "kinds", "log", "revocation"}, "the policy")
         check_keys(fields["revocation"], {"signers", "threshold"}, "the policy's revocation")

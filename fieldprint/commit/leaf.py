@@ -16,7 +16,7 @@ from typing import Any
 import rfc8785
 
 from fieldprint.anchor.artifact import check_digest
-from fieldprint.anchor.dsse import check_keys, parse_canonical
+from fieldprint.anchor.dsse import check_keys, check_version, parse_canonical
 from fieldprint.errors import FormatError
 
 MAX_LEAF_SIZE = 65535
@@ -101,9 +101,8 @@ class Commitment:
         """
         values = parse_canonical(data, "the leaf", MAX_LEAF_SIZE)
         check_keys(values, {f.name for f in fields(cls)} | {"type", "v"}, "the leaf")
-        if values.pop("type") != "commitment" or values.pop("v") != 1:
-            raise FormatError("the entry is not a commitment of version 1")
-        return cls(**values)
+        check_version(values, "commitment", "the entry")
+        return cls(**{f.name: values[f.name] for f in fields(cls)})
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from typing import Any
 
 import rfc8785
 
-from fieldprint.anchor.dsse import check_keys, decode_base64, parse_canonical
+from fieldprint.anchor.dsse import check_keys, check_version, decode_base64, parse_canonical
 from fieldprint.commit.leaf import SALT_SIZE
 from fieldprint.errors import FormatError
 
@@ -78,8 +78,7 @@ class Receipt:
         fields = parse_canonical(data, "the receipt", MAX_RECEIPT_SIZE)
         keys = {"anchor", "checkpoint", "leaves", "prompt", "salt", "text", "tokens", "type", "v"}
         check_keys(fields, keys, "the receipt")
-        if fields["type"] != "receipt" or fields["v"] != 1:
-            raise FormatError("the file is not a receipt of version 1")
+        check_version(fields, "receipt", "the file")
         for name in ("checkpoint", "text", "salt"):
             if not isinstance(fields[name], str):
                 raise FormatError(f"the receipt's {name} is no text")
