@@ -41,10 +41,9 @@ class Fieldprint:
         layers, _, tokens, heads, dim = self.codes.shape
         if self.exponents.shape != (layers, 2, heads, dim) or self.exponents.dtype != torch.int8:
             raise FormatError("exponents must be int8 [num_layers, 2, num_kv_heads, head_dim]")
-        if not 0 < tokens <= MAX_ANCHOR_TOKENS:
-            raise CapacityError(
-                f"the anchor has {tokens} tokens; 1 to {MAX_ANCHOR_TOKENS} are possible",
-                remedy="Shorten its text",
+        if 0 in self.codes.shape or tokens > MAX_ANCHOR_TOKENS:
+            raise FormatError(
+                f"codes {list(self.codes.shape)} hold nothing, or over {MAX_ANCHOR_TOKENS} tokens"
             )
         if bool((self.codes == -128).any()):
             raise FormatError("codes hold -128; codes are within [-127, 127]")

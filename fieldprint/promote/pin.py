@@ -11,7 +11,7 @@ from fieldprint import blake3
 from fieldprint.decoder import Decoder, Injection
 from fieldprint.errors import IntegrityError, VerificationError
 from fieldprint.kvcache import PagePool
-from fieldprint.promote.fieldprint import Fieldprint, compute_fieldprint, token_ids_digest
+from fieldprint.promote.fieldprint import PAGE_SIZE, Fieldprint, compute_fieldprint, token_ids_digest
 from fieldprint.verify import VerifiedAnchor
 
 
@@ -108,7 +108,8 @@ def promote_anchor(
 
     1. `verified` was made by `verify_anchor`, for this model: it carries a signed fieldprint record.
     2. `token_ids` are the tokens that the record names.
-    3. The record's sizes are the decoder's, and the pool's pages are the decoder's.
+    3. The record's sizes are the decoder's, its hashed pages are of this version's size, and the pool's pages are the
+       decoder's.
     4. The fieldprint, loaded from `fieldprint_file` or realized here, has the signed root.
     5. The pages, read back after writing, have the digests computed from the fieldprint.
 
@@ -143,6 +144,12 @@ def promote_anchor(
         record.head_dim,
     ) or pool.layout != decoder.page_layout(pool.layout.page_size):
         raise VerificationError(3, "the signed fieldprint has other sizes than this model or its page pool")
+    if record.page_size != PAGE_SIZE:
+        raise VerificationError(
+            3,
+            f"the fieldprint was hashed in pages of {record.page_size} tokens, this version hashes {PAGE_SIZE}",
+            remedy="Sign the anchor again with this version",
+        )
     if fieldprint_file is not None:
         fieldprint = Fieldprint.load(fieldprint_file)
     elif decoder.dtype == torch.float32:

@@ -1,5 +1,6 @@
 """Promotion: every numbered check fails where it should, files are checked, pages are rebuilt bit for bit."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ torch = pytest.importorskip("torch")
 
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
+from safetensors.torch import save  # noqa: E402
 
 from fieldprint.adapters.transformers import LoadedModel, load_model  # noqa: E402
 from fieldprint.blake3.naive import naive_digest, naive_root  # noqa: E402
@@ -110,6 +112,33 @@ def test_a_changed_tensor_byte_is_refused(tmp_path: Path) -> None:
         Fieldprint.load(path)
 
 
+@pytest.mark.parametrize(
+    ("codes", "exponents"),
+    [
+        ((0, 2, 5, 1, 1), (0, 2, 1, 1)),
+        ((10**9, 2, 512, 0, 0), (10**9, 2, 0, 0)),
+        ((1, 2, 513, 1, 1), (1, 2, 1, 1)),
+    ],
+)
+def test_a_file_of_impossible_sizes_is_refused(
+    tmp_path: Path, codes: tuple[int, ...], exponents: tuple[int, ...]
+) -> None:
+    tensors = {
+        "codes": torch.zeros(codes, dtype=torch.int8),
+        "exponents": torch.zeros(exponents, dtype=torch.int8),
+    }
+    (tmp_path / "f").write_bytes(save(tensors, {"format": "fieldprint/v1", "root": "00" * 32}))
+    with pytest.raises(FormatError, match="hold nothing, or over 512"):
+        Fieldprint.load(tmp_path / "f")
+
+
+def test_the_file_of_the_format_page_loads(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/formats/fieldprint.md").read_text()
+    blocks = dict(re.findall(r"```[a-z]+ ([a-z]+)\n(.*?)```", page, re.DOTALL))
+    (tmp_path / "f").write_bytes(bytes.fromhex("".join(blocks["file"].split())))
+    assert Fieldprint.load(tmp_path / "f").root() == blocks["root"].strip()
+
+
 def test_check_1_needs_a_record_and_a_verified_anchor(
     model: LoadedModel, pool: PagePool, anchor: tuple[VerifiedAnchor, Sequence[int]]
 ) -> None:
@@ -135,8 +164,9 @@ def test_check_3_other_sizes_and_another_dtype(
     verified, tokens = anchor
     assert verified.record is not None
     other = replace(verified, record=replace(verified.record, num_layers=29))
+    hashed = replace(verified, record=replace(verified.record, page_size=32))
     half = PagePool(replace(pool.layout, dtype=torch.bfloat16), 12)
-    for candidate, target in ((other, pool), (verified, half)):
+    for candidate, target in ((other, pool), (hashed, pool), (verified, half)):
         with pytest.raises(VerificationError) as caught:
             promote_anchor(candidate, model.decoder, target, tokens)
         assert caught.value.check == 3
