@@ -248,8 +248,10 @@ class _Batch:
                 result = self.committer.poll() if self.committer.busy else None
                 if result is not None:
                     yield from self._receive(result)
-                if not self.committer.busy and self._due():
+                if not self.committer.busy and self._commit_due():
                     self._submit()
+                elif not self.committer.busy and self._scrub_due():
+                    self._submit(commit=False)
 
     def _needs_prefill(self, row: Row) -> bool:
         return row.reason is None and not row.finished and row.chunk_to_do() is not None
@@ -384,8 +386,8 @@ class _Batch:
             for i, page in enumerate(self.anchor.pages)
         )
 
-    def _due(self) -> bool:
-        """Whether a pass should start: enough new tokens, a finished row, or time to look at the anchor."""
+    def _commit_due(self) -> bool:
+        """Whether leaves should be made: enough new tokens, a finished row, or a prompt that waits for them."""
         for row in self.rows:
             new = row.complete_pages() - len(row.pages)
             if row.finished or new <= 0:
@@ -394,14 +396,18 @@ class _Batch:
                 return True
             if new * self.settings.page_size >= self.settings.commit_interval:
                 return True
+        return False
+
+    def _scrub_due(self) -> bool:
         return self.anchor is not None and self.steps >= self.settings.scrub_interval
 
-    def _submit(self) -> None:
+    def _submit(self, *, commit: bool = True) -> None:
+        """Start a pass: over the pinned pages, and with `commit` over everything that new leaves depend on."""
         if self.committer is None:
             return
         jobs = []
         for row in self.rows:
-            if not row.finished and row.complete_pages() > len(row.pages):
+            if commit and not row.finished and row.complete_pages() > len(row.pages):
                 jobs.append(row.job(None if row.reason is None else self.engine.text(row.generated)))
         self.steps = 0
         self.leased = [check.page for job in jobs for check in job.checks]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +211,17 @@ def test_a_log_changes_no_token_and_commits_everything(world: World, log: LogWri
             horizon[event.request] = event.upto
         if isinstance(event, Finished):
             assert horizon[event.request] == len(event.result.prompt) + len(event.result.tokens)
+
+
+def test_leaves_are_made_once_an_interval_and_scrubs_make_none(model: LoadedModel, log: LogWriter) -> None:
+    world = make_world(model, settings=EngineSettings(commit_interval=32, scrub_interval=2))
+    prompt = tuple(model.chat_tokens("Tell me a long story."))
+    request = GenerationRequest(prompt, 120)
+    _, events = collect(world, [request], log=log)
+    horizons = [event.upto for event in events if isinstance(event, Committed)]
+    decoded = [upto for upto in horizons if upto > len(request.prompt)][1:-1]
+    assert len(decoded) >= 2
+    assert all(b - a >= 32 for a, b in pairwise(decoded)), horizons
 
 
 def flip(world: World, page: int) -> None:
