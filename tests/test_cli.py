@@ -6,9 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from fieldprint.anchor import AnchorArtifact, Envelope, load_private_key, sign_anchor
 
 torch = pytest.importorskip("torch")
 
@@ -48,7 +53,32 @@ def folder(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path
         "--fieldprint-out",
         "a.fp",
     )
+    spoil(path)
     return path
+
+
+def spoil(path: Path) -> None:
+    """Files that a user might bring by mistake or an attacker on purpose."""
+    owner = load_private_key(path / "keys/owner.key")
+    good = AnchorArtifact.from_bytes(Envelope.from_bytes((path / "a.json").read_bytes()).payload)
+    (record,) = good.fieldprints
+    day = timedelta(days=1)
+    made = {
+        "expired.json": replace(good, not_before=good.not_before - 2 * day, not_after=good.not_before - day),
+        "elsewhere.json": replace(good, fieldprints=(replace(record, model="ab" * 32),)),
+        "unrealized.json": replace(good, fieldprints=(replace(record, root="cd" * 32),)),
+    }
+    for name, artifact in made.items():
+        (path / name).write_bytes(sign_anchor(artifact, [owner]))
+    (path / "stolen.json").write_bytes(sign_anchor(good, [Ed25519PrivateKey.generate()]))
+    (path / "cut.json").write_bytes((path / "a.json").read_bytes()[:-40])
+    (path / "cut.fp").write_bytes((path / "a.fp").read_bytes()[:-1])
+    (path / "long.txt").write_text("You may do nothing at all. " * 200)
+    done(path, "keys", "new", "second")
+    signers = ("--signer", "keys/owner.pub", "--signer", "keys/second.pub")
+    done(path, "policy", "new", "two.toml", *signers, "--threshold", "2", "--log-pub", "keys/log.pub")
+    (path / "empty-model").mkdir()
+    (path / "empty-model/config.json").write_text('{"model_type": "llama", "num_hidden_layers": 1}')
 
 
 COMMON = ("--policy", "policy.toml", "--log", "log")
@@ -160,6 +190,15 @@ def test_ctrl_c_commits_what_is_there(folder: Path) -> None:
         (("log", "show", "keys", "--policy", "policy.toml"), 1, "cannot be read"),
         (("no-such-command",), 2, "No such command"),
         (("promote", "a.json", *COMMON, "--fieldprint", "text.txt"), 1, "not a fieldprint file"),
+        (("promote", "a.json", *COMMON, "--fieldprint", "cut.fp"), 1, "not a fieldprint file"),
+        (("anchor", "verify", "a.json", "--policy", "two.toml"), 1, "check 4 failed: 1 of 2 needed"),
+        (("generate", "hi", "--anchor", "cut.json", *WRITE), 1, "check 1 failed"),
+        (("generate", "hi", "--anchor", "stolen.json", *WRITE), 1, "check 4 failed"),
+        (("generate", "hi", "--anchor", "expired.json", *WRITE), 1, "check 6 failed: the anchor expired"),
+        (("generate", "hi", "--anchor", "elsewhere.json", *WRITE), 1, "check 10 failed"),
+        (("generate", "hi", "--anchor", "unrealized.json", *WRITE), 1, "check 4 failed: the fieldprint has"),
+        (("anchor", "sign", "long.txt", "--key", "keys/owner.key", "--out", "l.json"), 1, "possible"),
+        (("generate", "hi", *WRITE, "--model", "empty-model"), 1, "tokenizer"),
     ],
     ids=lambda value: "-".join(value[:2]) if isinstance(value, tuple) else None,
 )
