@@ -51,7 +51,7 @@ class EngineSettings:
     page_size: int = 16
     chunk_size: int = 512
     provisional_cap: int = 64
-    commit_interval: int = 32
+    commit_interval: int = 48
     scrub_interval: int = 4
     max_faults: int = 3
     pack_weights: bool = True
