@@ -1,0 +1,113 @@
+"""The receipt's bytes: they come back, and every deviation is refused before anything is checked."""
+
+import json
+from typing import Any
+
+import pytest
+import rfc8785
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fieldprint.commit import LeafProof, Receipt
+from fieldprint.commit import receipt as module
+from fieldprint.errors import FormatError
+
+hashes = st.binary(min_size=32, max_size=32)
+leaves = st.builds(
+    LeafProof,
+    st.integers(0, 2**53 - 1),
+    st.text(max_size=30).map(str.encode),
+    st.lists(hashes, max_size=3).map(tuple),
+)
+ids = st.lists(st.integers(0, 2**31 - 1), max_size=20).map(tuple)
+receipts = st.builds(
+    Receipt,
+    checkpoint=st.text(max_size=30),
+    leaves=st.lists(leaves, min_size=1, max_size=3).map(tuple),
+    salt=st.binary(min_size=16, max_size=16),
+    prompt=ids,
+    tokens=ids,
+    text=st.text(max_size=30),
+    anchor=st.none() | st.binary(max_size=30),
+)
+RECEIPT = Receipt(
+    "note", (LeafProof(3, b"{}", (bytes(32),)),), bytes(range(16)), (1, 2), (3,), "text", b"anchor"
+)
+
+
+@given(receipts)
+def test_a_receipt_round_trips(receipt: Receipt) -> None:
+    assert Receipt.from_bytes(receipt.to_bytes()) == receipt
+
+
+@given(st.binary(max_size=200))
+def test_noise_is_refused(data: bytes) -> None:
+    with pytest.raises(FormatError):
+        Receipt.from_bytes(data)
+
+
+LEAF = {"index": 3, "leaf": "{}", "proof": []}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"anchor": 5},
+        {"anchor": "YQ"},
+        {"anchor": "YR=="},
+        {"checkpoint": None},
+        {"text": 1},
+        {"salt": "00" * 15},
+        {"salt": "0A" * 16},
+        {"salt": "zz" * 16},
+        {"salt": 7},
+        {"prompt": [1, -1]},
+        {"prompt": [2**31]},
+        {"tokens": [True]},
+        {"tokens": "12"},
+        {"tokens": None},
+        {"leaves": []},
+        {"leaves": {}},
+        {"leaves": [5]},
+        {"leaves": [LEAF | {"index": -1}]},
+        {"leaves": [LEAF | {"index": True}]},
+        {"leaves": [LEAF | {"leaf": 1}]},
+        {"leaves": [LEAF | {"proof": "AA=="}]},
+        {"leaves": [LEAF | {"proof": ["AA="]}]},
+        {"leaves": [LEAF | {"proof": ["AA=="] * 65}]},
+        {"leaves": [LEAF | {"more": 1}]},
+        {"type": "commitment"},
+        {"v": 2},
+        {"v": True},
+        {"more": 1},
+    ],
+    ids=str,
+)
+def test_every_deviation_is_refused(change: dict[str, Any]) -> None:
+    values = json.loads(RECEIPT.to_bytes())
+    assert Receipt.from_bytes(rfc8785.dumps(values)) == RECEIPT
+    with pytest.raises(FormatError):
+        Receipt.from_bytes(rfc8785.dumps(values | change))
+
+
+@pytest.mark.parametrize("name", sorted(json.loads(RECEIPT.to_bytes())))
+def test_every_field_is_needed(name: str) -> None:
+    values = json.loads(RECEIPT.to_bytes())
+    del values[name]
+    with pytest.raises(FormatError, match="exactly the fields"):
+        Receipt.from_bytes(rfc8785.dumps(values))
+
+
+def test_bytes_have_one_spelling_and_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = RECEIPT.to_bytes()
+    for other in (
+        data + b" ",
+        b" " + data,
+        data.replace(b":", b": ", 1),
+        data.replace(b"text", b"\\u0074ext", 1),
+    ):
+        with pytest.raises(FormatError):
+            Receipt.from_bytes(other)
+    monkeypatch.setattr(module, "MAX_RECEIPT_SIZE", len(data) - 1)
+    with pytest.raises(FormatError, match="more than"):
+        Receipt.from_bytes(data)
