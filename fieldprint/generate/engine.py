@@ -80,9 +80,12 @@ class Engine:
     ) -> Prefix:
         """A beginning that several requests can share, computed once.
 
-        The requests must be generated under the same anchor and attention settings.
+        Raises:
+            CapacityError: the pool cannot hold it.
+            IntegrityError: the anchor's pages were damaged meanwhile; they are whole again.
         """
-        batch = _Batch(self, anchor, attention or AttentionSettings(), None, None)
+        attention = attention or AttentionSettings()
+        batch = _Batch(self, anchor, attention, None, None)
         sequence = PagedSequence(self.pool)
         chunks: list[tuple[int, int]] = []
         digests: tuple[bytes, ...] = ()
@@ -93,15 +96,19 @@ class Engine:
                 batch.forward_chunk(sequence, chunk)
                 chunks.append((start, start + len(chunk)))
                 digests = page_digests(sequence, digests)
-                if batch.attention.window is not None:
-                    oldest = sequence.length - batch.attention.window + 1
-                    sequence.evict_before(oldest, num_sinks=batch.attention.num_sinks)
+                if batch.window is not None:  # a rollback computes the last chunk again: keep what it sees
+                    sequence.evict_before(start - max(batch.window, 2) + 1, num_sinks=attention.num_sinks)
+            if anchor is not None and anchor.damaged():
+                anchor.rewrite()
+                raise IntegrityError(
+                    "a pinned page was damaged while the prefix was computed", remedy="Compute the prefix again"
+                )
         except BaseException:
             sequence.close()
             raise
         finally:
             batch.close()
-        return Prefix(tuple(tokens), sequence, tuple(chunks), digests)
+        return Prefix(tuple(tokens), sequence, tuple(chunks), digests, batch.anchor_digest, attention)
 
     def generate(
         self,
@@ -188,6 +195,8 @@ class _Batch:
         self.observe_mass = observe_mass
         self.committer = None if log is None else Committer(self.pool, log)
         self.decoder = engine.decoder  # of decode steps; `add` may replace it by one with packed weights
+        self.anchor_digest = None if anchor is None else anchor.verified.digest
+        self.num_sinks = attention.num_sinks
         self.rows: list[Row] = []
         self.scratch: list[int] = []
         self.leased: list[int] = []  # pages on which the job in flight has a reference
@@ -196,6 +205,8 @@ class _Batch:
 
     def add(self, requests: Sequence[GenerationRequest]) -> None:
         """Open a row for each request, with pages for its whole life where no window bounds it."""
+        for request in requests:
+            self._check_prefix(request.prefix)
         self.scratch = self.pool.allocate(1)
         if self.settings.pack_weights:
             self.decoder = self.engine.decoder_for(len(requests))
@@ -203,8 +214,16 @@ class _Batch:
             row = Row(index, request, self.pool, self._terms(request))
             self.rows.append(row)
             row.plan_chunks(self.settings.chunk_size)
-            if self.window is None and self.rows:
+            if self.window is None:
                 row.sequence.reserve(row.prompt_len - row.sequence.length + request.max_new_tokens)
+
+    def _check_prefix(self, prefix: Prefix | None) -> None:
+        if prefix is None:
+            return
+        if prefix.sequence.pool is not self.pool:
+            raise ValueError("prefix lies in another pool")
+        if (prefix.anchor, prefix.attention) != (self.anchor_digest, self.attention):
+            raise ValueError("prefix was computed under another anchor or other attention settings")
 
     def _terms(self, request: GenerationRequest) -> RequestTerms:
         prompt = (() if request.prefix is None else request.prefix.tokens) + request.prompt
@@ -213,7 +232,7 @@ class _Batch:
             salt=request.salt,
             prompt_len=len(prompt),
             model=self.engine.model,
-            anchor=None if self.anchor is None else self.anchor.verified.digest,
+            anchor=self.anchor_digest,
             fieldprint=None if self.anchor is None else self.anchor.root,
             sampler=request.sampler.terms(),
             attention=self.attention.terms(),
@@ -267,7 +286,7 @@ class _Batch:
         if chunk is None:
             return
         start, stop = chunk
-        if self.engine.stopping and not row.generated:
+        if self.engine.stopping and not row.generated and row.committed < row.prompt_len:
             row.reason = "interrupted"
             return
         try:
@@ -439,20 +458,21 @@ class _Batch:
 
     def _recover(self, result: CommitResult) -> Iterator[Event]:
         """Repair the damage from what is signed or committed, then roll back what may depend on it."""
+        reasons: dict[int, str] = {}
+        if result.log_error is not None:
+            reasons = {job.key: f"the log refused: {result.log_error.what}" for job in result.job.requests}
+        # A page of a shared prefix is one page of several rows: all of them may have read it.
+        pages = {self.rows[key].sequence.pages[i] for key, found in result.damaged.items() for i in found}
+        for row in self.rows:
+            if pages.intersection(row.sequence.held()):
+                reasons[row.index] = "a context page was damaged"
+            if result.damaged_pinned:
+                reasons[row.index] = "a pinned page was damaged"
         if result.damaged_pinned and self.anchor is not None:
             self.anchor.rewrite()
         for key, damaged in result.damaged.items():
             rebuild_pages(self, self.rows[key], damaged)
-        if result.damaged_pinned:
-            reason, keys = "a pinned page was damaged", [row.index for row in self.rows]
-        elif result.log_error is not None:
-            reason, keys = (
-                f"the log refused: {result.log_error.what}",
-                [job.key for job in result.job.requests],
-            )
-        else:
-            reason, keys = "a context page was damaged", list(result.damaged)
-        for key in keys:
+        for key, reason in sorted(reasons.items()):
             row = self.rows[key]
             if not row.finished:
                 row.roll_back()

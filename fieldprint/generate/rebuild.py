@@ -15,6 +15,7 @@ class Replayer(Protocol):
 
     pool: PagePool
     window: int | None
+    num_sinks: int
 
     def forward_chunk(self, sequence: PagedSequence, tokens: Sequence[int]) -> Tensor:
         """A prefill chunk behind the end of `sequence`."""
@@ -57,7 +58,7 @@ def rebuild_pages(replayer: Replayer, row: Row, damaged: Sequence[int]) -> None:
                 wanted.remove(index)
             if replayer.window is not None and wanted:
                 oldest = min(twin.length - replayer.window + 1, min(wanted) * size)
-                twin.evict_before(oldest, num_sinks=size)
+                twin.evict_before(oldest, num_sinks=replayer.num_sinks)
     finally:
         twin.close()
 
@@ -76,7 +77,8 @@ def _twin(replayer: Replayer, row: Row, damaged: set[int]) -> PagedSequence:
     for place in reversed(places):
         oldest = 0 if replayer.window is None else max(0, place - replayer.window + 1)
         seen = [*range(oldest // size, -(-place // size))]
-        seen += [0] if replayer.window is not None and place else []  # sinks
+        if replayer.window is not None:
+            seen += range(-(-min(place, replayer.num_sinks) // size))
         pages = row.sequence.pages
         if place % size == 0 and all(pages[i] != EVICTED and i not in damaged for i in seen):
             twin = PagedSequence(row.sequence.pool)

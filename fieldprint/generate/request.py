@@ -81,13 +81,16 @@ class EngineSettings:
 class Prefix:
     """A prefilled beginning that several requests share; `close` it when they are done.
 
-    `digests` are those of its whole pages, taken before any of them was evicted.
+    `digests` are those of its whole pages, taken before any of them was evicted; `anchor` is the digest of the anchor
+    that it was computed under, `attention` the settings.
     """
 
     tokens: tuple[int, ...]
     sequence: PagedSequence
     chunks: tuple[tuple[int, int], ...]
     digests: tuple[bytes, ...]
+    anchor: str | None
+    attention: AttentionSettings
 
     def close(self) -> None:
         """Release the pages."""

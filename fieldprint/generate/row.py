@@ -82,6 +82,8 @@ class Row:
         if self.committed > self.prompt_len:
             return self.committed - 1
         last = max(0, min(self.committed, self.prompt_len - 1))
+        if self.request.prefix is not None:  # its earlier chunks are known by their digests, and may be evicted
+            last = max(last, self.request.prefix.chunks[-1][0])
         return max((a for a, _ in self.chunks if a <= last), default=0)
 
     def roll_back(self) -> None:
@@ -97,7 +99,8 @@ class Row:
         """Release pages that no query from `resume_position` on can see."""
         if window is not None:
             resume = self.resume_position() if verified else self.sequence.length
-            self.sequence.evict_before(resume - window + 1, num_sinks=num_sinks)
+            # With a window of 1 the page before `resume` is seen by nobody, and still its end is where a rollback goes.
+            self.sequence.evict_before(resume - max(window, 2) + 1, num_sinks=num_sinks)
 
     def checks(self) -> tuple[PageCheck, ...]:
         """The committed (or prefix) pages that are still held, with the digests that they must have."""

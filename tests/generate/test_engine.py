@@ -413,6 +413,95 @@ def test_prefix_sharing_equals_whole_prompts(world: World, log: LogWriter) -> No
     assert [r.prompt for r in forked] == prompts
 
 
+def forked(world: World, length: int, **options: Any) -> tuple[list[GenerationRequest], Any]:
+    """Three requests that share a prefix of `length` tokens."""
+    ids = world.model.encode("The quick brown fox jumps over the lazy dog near the river bank. " * 60)
+    prefix = world.engine.prefill(tuple(ids[:length]), anchor=world.pinned, **options)
+    tails = [tuple(world.model.encode(f" Number {i} is")) for i in range(3)]
+    return [GenerationRequest(tail, 40, prefix=prefix, salt=bytes(16)) for tail in tails], prefix
+
+
+@pytest.mark.parametrize("at", [1, 30, 61, 80])
+def test_damage_in_a_shared_page_rolls_back_every_request_that_reads_it(
+    world: World, log: LogWriter, at: int
+) -> None:
+    requests, prefix = forked(world, 200)
+    plain, _ = collect(world, requests, log=log)
+
+    def inject(number: int, event: Event) -> None:
+        if number == at:
+            flip(world, prefix.sequence.pages[2])
+
+    faulty, events = collect(world, requests, inject, log=log)
+    prefix.close()
+    assert {event.request for event in events if isinstance(event, RolledBack)} == {0, 1, 2}
+    assert [r.tokens for r in faulty] == [r.tokens for r in plain]
+    assert [p.leaf for r in faulty for p in r.pages] == [p.leaf for r in plain for p in r.pages]
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 40])
+def test_a_windowed_prefix_survives_a_rollback(model: LoadedModel, log: LogWriter, at: int) -> None:
+    world = make_world(model, settings=EngineSettings(chunk_size=64, commit_interval=16))
+    attention = AttentionSettings(window=96)
+    requests, prefix = forked(world, 500, attention=attention)
+    plain, _ = collect(world, requests, attention=attention, log=log)
+    events: list[Event] = []
+    stream = world.engine.generate(requests, anchor=world.pinned, attention=attention, log=log)
+    for number, event in enumerate(stream, 1):
+        events.append(event)
+        if number == at:
+            flip(world, world.pinned.pages[0])
+    prefix.close()
+    results = {e.request: e.result for e in events if isinstance(e, Finished)}
+    assert any(isinstance(event, RolledBack) for event in events)
+    assert [results[i].tokens for i in range(3)] == [r.tokens for r in plain]
+    world.pool.check_conservation(list(world.pinned.pages))
+
+
+def test_a_prefix_belongs_to_its_anchor_and_settings(model: LoadedModel) -> None:
+    world = make_world(model)
+    requests, prefix = forked(world, 40)
+    with pytest.raises(ValueError, match="another anchor or other attention settings"):
+        list(world.engine.generate(requests))
+    with pytest.raises(ValueError, match="another anchor or other attention settings"):
+        collect(world, requests, attention=AttentionSettings(g=0.1))
+    prefix.close()
+    flip(world, world.pinned.pages[1])
+    with pytest.raises(IntegrityError, match="while the prefix was computed"):
+        forked(world, 40)
+    assert world.pinned.damaged() == []
+    world.pool.check_conservation(list(world.pinned.pages))
+
+
+def test_many_sinks_survive_a_rebuild(model: LoadedModel, log: LogWriter) -> None:
+    world = make_world(model, settings=EngineSettings(chunk_size=64, commit_interval=16))
+    attention = AttentionSettings(window=96, num_sinks=32)
+    request = world.request("The quick brown fox jumps over the lazy dog near the river bank. " * 30, 60)
+    plain, _ = collect(world, [request], attention=attention, log=log)
+
+    def inject(number: int, event: Event) -> None:
+        if number == 30:
+            flip(world, world.engine.pages_of(0)[5])
+
+    faulty, events = collect(world, [request], inject, attention=attention, log=log)
+    assert any(isinstance(event, RolledBack) for event in events)
+    assert [p.leaf for p in faulty[0].pages] == [p.leaf for p in plain[0].pages]
+
+
+def test_stop_after_a_rollback_to_the_end_of_the_prompt_ends(world: World, log: LogWriter) -> None:
+    prompt = tuple(world.model.encode("word " * 200))[:32]
+    settings = {"anchor": world.pinned, "log": log}
+    finished = None
+    for event in world.engine.generate([GenerationRequest(prompt, 60)], **settings):
+        if isinstance(event, Committed) and event.upto == 32:
+            flip(world, world.pinned.pages[0])
+        if isinstance(event, RolledBack):
+            world.engine.stop()
+        if isinstance(event, Finished):
+            finished = event.result
+    assert finished is not None and finished.reason == "interrupted" and len(finished.tokens) == 1
+
+
 def test_a_pool_that_is_too_small_is_a_clear_error(model: LoadedModel) -> None:
     world = make_world(model, num_pages=6)
     with pytest.raises(CapacityError, match="are needed"):
