@@ -8,6 +8,7 @@ is named for it.
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -110,13 +111,15 @@ def run(
         log.append([promotion_of(pinned, model.digest).to_entry()])
     engine = Engine(model.decoder, pool, decode=model.decode, model=model.digest, settings=settings)
     results: dict[int, GenerationResult] = {}
-    for event in engine.generate(requests, anchor=pinned, attention=attention, log=log):
-        if interrupt is not None and interrupt.is_set():
-            engine.stop()
-        if isinstance(event, Finished):
-            results[event.request] = event.result
-        if on_event is not None:
-            on_event(event)
+    # Closed before the caller can close the log, whatever happens here: the committer may still be at work.
+    with closing(engine.generate(requests, anchor=pinned, attention=attention, log=log)) as events:
+        for event in events:
+            if interrupt is not None and interrupt.is_set():
+                engine.stop()
+            if isinstance(event, Finished):
+                results[event.request] = event.result
+            if on_event is not None:
+                on_event(event)
     reader.refresh()
     return [Answer(results[i], receipt_of(results[i], reader, signed)) for i in range(len(requests))]
 
@@ -142,7 +145,8 @@ def fieldprint_of(model: Model, text: str, form: str) -> tuple[Fieldprint, Field
 def promotion_of(pinned: PinnedAnchor, model: str) -> Promotion:
     """The log's event of a promotion."""
     verified = pinned.verified
-    return Promotion(verified.digest, pinned.root, model, verified.artifact.supersedes)
+    artifact = verified.artifact
+    return Promotion(verified.digest, pinned.root, model, artifact.kind, artifact.supersedes)
 
 
 def page_pool(

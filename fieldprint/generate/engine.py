@@ -5,7 +5,7 @@ padding. Every row is computed from the same shapes whatever happens to the othe
 in the same bytes as a run without.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -101,7 +101,8 @@ class Engine:
             if anchor is not None and anchor.damaged():
                 anchor.rewrite()
                 raise IntegrityError(
-                    "a pinned page was damaged while the prefix was computed", remedy="Compute the prefix again"
+                    "a pinned page was damaged while the prefix was computed",
+                    remedy="Compute the prefix again",
                 )
         except BaseException:
             sequence.close()
@@ -118,7 +119,7 @@ class Engine:
         attention: AttentionSettings | None = None,
         log: LogWriter | None = None,
         observe_mass: MassObserver | None = None,
-    ) -> Iterator[Event]:
+    ) -> Generator[Event]:
         """The events of all requests until each one is finished.
 
         Args:

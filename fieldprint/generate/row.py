@@ -82,7 +82,9 @@ class Row:
         if self.committed > self.prompt_len:
             return self.committed - 1
         last = max(0, min(self.committed, self.prompt_len - 1))
-        if self.request.prefix is not None:  # its earlier chunks are known by their digests, and may be evicted
+        if (
+            self.request.prefix is not None
+        ):  # its earlier chunks are known by their digests, and may be evicted
             last = max(last, self.request.prefix.chunks[-1][0])
         return max((a for a, _ in self.chunks if a <= last), default=0)
 

@@ -11,6 +11,7 @@ Nothing that a published checkpoint covers is ever changed: full tiles never, pa
 import errno
 import fcntl
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,7 @@ class Appended:
 
 
 class LogWriter:
-    """The one writer of a log; `origin` is the signer's name.
+    """The one writer of a log; `origin` is the signer's name. Threads of one process may share it.
 
     with LogWriter(Path("log"), signer, create=True) as log:
         log.append([b"entry"])
@@ -51,10 +52,18 @@ class LogWriter:
         self.path = path
         self._signer = signer
         self._closed = True
-        if not (path / "checkpoint").exists() and not create:
-            raise LogError(f"{path} holds no log", remedy="Create it first")
+        self._turn = threading.Lock()  # one batch at a time, and no end of the lock in the middle of one
+        if not (path / "checkpoint").exists():
+            if not create:
+                raise LogError(f"{path} holds no log", remedy="Create it first")
+            if (path / "tile").exists():
+                raise LogError(
+                    f"{path} holds tiles and no checkpoint; a new log here would be a second history",
+                    remedy="Restore the checkpoint, or choose an empty folder",
+                )
         with _disk_errors(path):
             path.mkdir(parents=True, exist_ok=True)
+            _sync_folder(path.absolute().parent)
             self._lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -113,6 +122,10 @@ class LogWriter:
             CapacityError: the disk is full. LogError: another failure of the disk. In both cases the last published
                 checkpoint stays valid and the writer can be used again.
         """
+        with self._turn:
+            return self._append(entries)
+
+    def _append(self, entries: Sequence[bytes]) -> Appended:
         if self._closed:
             raise LogError("the log is closed")
         if any(len(entry) > MAX_ENTRY_SIZE for entry in entries):
@@ -172,10 +185,11 @@ class LogWriter:
             _sync_folder(self.path)
 
     def close(self) -> None:
-        """Give the lock back."""
-        if not self._closed:
-            self._closed = True
-            os.close(self._lock)
+        """Give the lock back, once the batch in hand is done."""
+        with self._turn:
+            if not self._closed:
+                self._closed = True
+                os.close(self._lock)
 
     def __enter__(self) -> "LogWriter":
         return self

@@ -417,14 +417,16 @@ def forked(world: World, length: int, **options: Any) -> tuple[list[GenerationRe
     """Three requests that share a prefix of `length` tokens."""
     ids = world.model.encode("The quick brown fox jumps over the lazy dog near the river bank. " * 60)
     prefix = world.engine.prefill(tuple(ids[:length]), anchor=world.pinned, **options)
-    tails = [tuple(world.model.encode(f" Number {i} is")) for i in range(3)]
+    tails = [tuple(world.model.encode(" very" * (5 * i) + f" big number {i} is")) for i in range(3)]
     return [GenerationRequest(tail, 40, prefix=prefix, salt=bytes(16)) for tail in tails], prefix
 
 
 @pytest.mark.parametrize("at", [1, 30, 61, 80])
 def test_damage_in_a_shared_page_rolls_back_every_request_that_reads_it(
-    world: World, log: LogWriter, at: int
+    model: LoadedModel, log: LogWriter, at: int
 ) -> None:
+    """Also those that had no new page in the pass that found it."""
+    world = make_world(model, settings=EngineSettings(commit_interval=16))
     requests, prefix = forked(world, 200)
     plain, _ = collect(world, requests, log=log)
 

@@ -7,8 +7,11 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -403,6 +406,58 @@ def test_missing_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(LogError, match="cannot be written"):
         LogWriter(tmp_path / "file", SIGNER, create=True)
+
+
+def test_tiles_without_a_checkpoint_are_no_empty_log(tmp_path: Path) -> None:
+    path = filled(tmp_path / "log", 3)
+    (path / "checkpoint").unlink()
+    with pytest.raises(LogError, match="a second history"):
+        LogWriter(path, SIGNER, create=True)
+
+
+def test_threads_share_a_writer(tmp_path: Path) -> None:
+    with LogWriter(tmp_path / "log", SIGNER, create=True) as log:
+
+        def work(number: int) -> list[tuple[int, bytes]]:
+            found = []
+            for i in range(20):
+                data = b"%d/%d" % (number, i)
+                found.append((log.append([data]).first_index, data))
+            return found
+
+        with ThreadPoolExecutor(4) as pool:
+            acknowledged = [pair for pairs in pool.map(work, range(4)) for pair in pairs]
+    entries = list(LogReader(tmp_path / "log", KEYS).entries())
+    assert len(entries) == len(acknowledged) == 80
+    assert all(entries[index] == data for index, data in acknowledged)
+
+
+def test_close_waits_for_the_batch_in_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = LogWriter(tmp_path / "log", SIGNER, create=True)
+    started, go_on = threading.Event(), threading.Event()
+    publish = LogWriter._publish
+
+    def slow(self: LogWriter, *arguments: Any) -> None:
+        started.set()
+        go_on.wait(10)
+        publish(self, *arguments)
+
+    monkeypatch.setattr(LogWriter, "_publish", slow)
+    appender = threading.Thread(target=log.append, args=([b"entry"],))
+    closer = threading.Thread(target=log.close)
+    appender.start()
+    started.wait(10)
+    closer.start()
+    closer.join(0.2)
+    assert closer.is_alive()
+    monkeypatch.undo()
+    with pytest.raises(LogLockedError):
+        LogWriter(tmp_path / "log", SIGNER)
+    go_on.set()
+    appender.join(10)
+    closer.join(10)
+    with LogWriter(tmp_path / "log", SIGNER) as again:
+        assert again.tree_size == 1
 
 
 def test_closed_writer_refuses_to_append(tmp_path: Path) -> None:
