@@ -2,11 +2,12 @@
 
 Events are log entries in canonical JSON:
 
-    {"anchor":"<digest>","fieldprint":"<root>","model":"<digest>","supersedes":[],"type":"promote","v":1}
+    {"anchor":"<digest>","fieldprint":"<root>","kind":"identity","model":"<digest>","supersedes":[],"type":"promote","v":1}
     {"envelope":"<base64 of the signed revocation>","type":"revoke","v":1}
 
 The log holds everything that was appended; the registry believes a revocation only if the policy's revokers signed it.
-A promotion is written by the engine; what it supersedes it read from a verified artifact.
+A promotion is written by the engine; what it supersedes it read from a verified artifact. It supersedes anchors of its
+own kind only: whoever may sign observations cannot put an identity out of use.
 """
 
 import base64
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 
 import rfc8785
 
-from fieldprint.anchor.artifact import check_digest
+from fieldprint.anchor.artifact import KINDS, check_digest
 from fieldprint.anchor.dsse import (
     Envelope,
     check_keys,
@@ -38,6 +39,7 @@ class Promotion:
     anchor: str
     fieldprint: str
     model: str
+    kind: str
     supersedes: tuple[str, ...] = ()
 
     def to_entry(self) -> bytes:
@@ -46,6 +48,7 @@ class Promotion:
             {
                 "anchor": self.anchor,
                 "fieldprint": self.fieldprint,
+                "kind": self.kind,
                 "model": self.model,
                 "supersedes": list(self.supersedes),
                 "type": "promote",
@@ -61,10 +64,10 @@ def revocation_entry(signed: bytes) -> bytes:
 
 @dataclass(slots=True)
 class Registry:
-    """What the events say: promotions in order, superseded digests, revocations by digest."""
+    """What the events say: promotions in order, superseded (digest, kind of the newer anchor), revocations by digest."""
 
     promotions: list[Promotion] = field(default_factory=list)
-    superseded: set[str] = field(default_factory=set)
+    superseded: set[tuple[str, str]] = field(default_factory=set)
     revoked: dict[str, Revocation] = field(default_factory=dict)
 
     @classmethod
@@ -94,17 +97,25 @@ class Registry:
 
     def _promote(self, fields: dict[str, object]) -> None:
         check_keys(
-            fields, {"anchor", "fieldprint", "model", "supersedes", "type", "v"}, "the promotion entry"
+            fields,
+            {"anchor", "fieldprint", "kind", "model", "supersedes", "type", "v"},
+            "the promotion entry",
         )
         check_version(fields, "promote", "the entry")
         supersedes = fields["supersedes"]
         if not isinstance(supersedes, list):
             raise FormatError("the promotion's supersedes is no list")
+        if fields["kind"] not in KINDS:
+            raise FormatError("the promotion's kind is not known")
         for digest in (fields["anchor"], fields["fieldprint"], fields["model"], *supersedes):
             check_digest(digest, "a digest of the promotion")
         self.promotions.append(
             Promotion(
-                str(fields["anchor"]), str(fields["fieldprint"]), str(fields["model"]), tuple(supersedes)
+                str(fields["anchor"]),
+                str(fields["fieldprint"]),
+                str(fields["model"]),
+                str(fields["kind"]),
+                tuple(supersedes),
             )
         )
-        self.superseded.update(supersedes)
+        self.superseded.update((digest, str(fields["kind"])) for digest in supersedes)

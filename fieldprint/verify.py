@@ -55,7 +55,7 @@ def verify_anchor(
     6. `now` is within its validity, and its validity is not longer than the rule allows.
     7. Its fieldprints are no longer than the rule allows.
     8. The registry does not know it as revoked.
-    9. The registry does not know it as superseded.
+    9. The registry does not know it as superseded by an anchor of its kind.
     10. If `model` is given: a fieldprint under that model is signed.
 
     The anchor is not yet in memory; see `promote_anchor`.
@@ -109,7 +109,7 @@ def verify_anchor(
             f"the anchor was revoked at {format_time(revocation.time)}: {revocation.reason}",
             remedy="Sign a new anchor",
         )
-    if registry is not None and digest in registry.superseded:
+    if registry is not None and (digest, artifact.kind) in registry.superseded:
         raise VerificationError(9, "the anchor was superseded by a newer one", remedy="Use the newer one")
     record = None if model is None else artifact.record_for(model)
     if model is not None and record is None:

@@ -155,7 +155,7 @@ def test_the_registry_follows_the_log(log: LogReader, policy: Policy, artifact: 
     registry = Registry.replay(log.entries(), policy)
     (promotion,) = registry.promotions
     assert (promotion.anchor, promotion.fieldprint) == (artifact.digest, artifact.fieldprints[0].root)
-    assert registry.superseded == set(artifact.supersedes)
+    assert registry.superseded == {(digest, artifact.kind) for digest in artifact.supersedes}
     revocation = Revocation.from_bytes(sample("anchor.md", "revocation-payload"))
     assert registry.revoked == {artifact.digest: revocation}
     signed = sample("anchor.md", "envelope")

@@ -27,8 +27,8 @@ def policy(threshold: int = 1) -> Policy:
 
 
 POLICY = policy()
-PROMOTED = Promotion(A, B, C).to_entry()
-NEWER = Promotion(B, B, C, supersedes=(A,)).to_entry()
+PROMOTED = Promotion(A, B, C, "identity").to_entry()
+NEWER = Promotion(B, B, C, "identity", supersedes=(A,)).to_entry()
 REVOKED = revocation_entry(sign_revocation(A, "lost", TIME, [OWNER]))
 
 
@@ -39,10 +39,10 @@ def state(entries: list[bytes], policy: Policy = POLICY) -> tuple[Any, ...]:
 
 def test_promotions_supersede_and_revocations_revoke() -> None:
     assert state([]) == ([], set(), {})
-    assert state([PROMOTED]) == ([Promotion(A, B, C)], set(), {})
+    assert state([PROMOTED]) == ([Promotion(A, B, C, "identity")], set(), {})
     assert state([PROMOTED, NEWER, REVOKED]) == (
-        [Promotion(A, B, C), Promotion(B, B, C, (A,))],
-        {A},
+        [Promotion(A, B, C, "identity"), Promotion(B, B, C, "identity", (A,))],
+        {(A, "identity")},
         {A: "lost"},
     )
 
@@ -80,6 +80,8 @@ def _with(entry: bytes, **changes: Any) -> bytes:
         _with(NEWER, anchor="short"),
         _with(NEWER, model=None),
         _with(NEWER, v=True),
+        _with(NEWER, kind="fancy"),
+        _with(NEWER, kind=["identity"]),
         _with(NEWER, type="demote"),
         NEWER + b"\n",
         NEWER.replace(b":", b": ", 1),

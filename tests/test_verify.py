@@ -111,9 +111,17 @@ def test_a_threshold_of_two_needs_two_keys() -> None:
 def test_revoked_and_superseded_anchors_are_refused() -> None:
     revoked = revocation_entry(sign_revocation(ARTIFACT.digest, "lost", NOW, [OWNER]))
     forged = revocation_entry(sign_revocation(ARTIFACT.digest, "lost", NOW, [OTHER]))
-    newer = Promotion("11" * 32, "22" * 32, MODEL, (ARTIFACT.digest,)).to_entry()
+    newer = Promotion("11" * 32, "22" * 32, MODEL, "identity", (ARTIFACT.digest,)).to_entry()
     assert check(registry=Registry.replay([revoked], POLICY)) == 8
     assert check(registry=Registry.replay([newer], POLICY)) == 9
+    weaker = Promotion("11" * 32, "22" * 32, MODEL, "observation", (ARTIFACT.digest,)).to_entry()
+    verify_anchor(
+        sign_anchor(ARTIFACT, [OWNER]),
+        POLICY,
+        now=NOW,
+        registry=Registry.replay([weaker], POLICY),
+        model=MODEL,
+    )
     registry = Registry.replay([forged, b"not json", b'{"type":"revoke","v":1}', b"[]"], POLICY)
     assert not registry.revoked and not registry.superseded
 
@@ -244,7 +252,7 @@ def test_true_is_no_version(story: Story) -> None:
         parse(data)
         with pytest.raises(FormatError, match="of version 1"):
             parse(data[: data.rindex(b'"v":1')] + b'"v":true' + data[data.rindex(b'"v":1') + 5 :])
-    newer = Promotion("11" * 32, "22" * 32, MODEL, (ARTIFACT.digest,)).to_entry()
+    newer = Promotion("11" * 32, "22" * 32, MODEL, "identity", (ARTIFACT.digest,)).to_entry()
     assert Registry.replay([newer], POLICY).superseded
     assert not Registry.replay([newer.replace(b'"v":1', b'"v":true')], POLICY).superseded
 

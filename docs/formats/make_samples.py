@@ -75,7 +75,7 @@ def samples() -> dict[str, dict[str, str]]:
     revocation = sign_revocation(artifact.digest, "the password was told", revoked, [OWNER])
     leaves = _leaves(artifact)
     abort = AbortEntry(leaves[0].request, 1, "damaged context pages [0]")
-    promotion = Promotion(artifact.digest, root, MODEL, artifact.supersedes)
+    promotion = Promotion(artifact.digest, root, MODEL, artifact.kind, artifact.supersedes)
     log, receipt = _log(promotion.to_entry(), leaves, abort.to_bytes(), revocation, anchor)
     return {
         "anchor.md": {
