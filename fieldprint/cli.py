@@ -3,6 +3,7 @@
 import json
 import signal
 import sys
+import tempfile
 import threading
 import time
 from datetime import UTC, datetime, timedelta
@@ -77,9 +78,12 @@ def policy_new(
     from fieldprint.note import VerifierKey
 
     names = {path.stem: load_public_key(path).public_bytes_raw() for path in signer}
+    if len(names) != len(signer):
+        raise ValueError("two --signer files have the same name, and a policy names keys by it; rename one")
     rule = KindRule(tuple(names), threshold, 512, 366, ("untrusted",))
     verifier = VerifierKey(origin, load_public_key(log_pub).public_bytes_raw())
     policy = Policy(names, dict.fromkeys(KINDS, rule), tuple(names), threshold, str(verifier))
+    Policy.from_bytes(policy.to_bytes())  # refuses what nobody could read
     _write_new(out, policy.to_bytes())
     typer.echo(f"wrote {out}")
 
@@ -114,12 +118,13 @@ def log_show(
     if reader.root_hash() != checkpoint.root_hash:
         raise FormatError("the tiles do not lead to the checkpoint's root")
     start = min(start, checkpoint.tree_size)
-    rows = [{"index": start + i, **_entry(entry)} for i, entry in enumerate(reader.entries(start))]
+    rows = [{**_entry(entry), "index": start + i} for i, entry in enumerate(reader.entries(start))]
     if as_json:
         _print({"origin": checkpoint.origin, "tree_size": checkpoint.tree_size, "entries": rows}, True, "")
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(
         title=f"{checkpoint.origin}, {checkpoint.tree_size} entries, root {checkpoint.root_hash.hex()[:16]}"
@@ -127,7 +132,8 @@ def log_show(
     for column in ("index", "type", "what"):
         table.add_column(column)
     for row in rows:
-        table.add_row(str(row["index"]), str(row.get("type", "?")), _summary(row))
+        cells = (str(row["index"]), str(row.get("type", "?"))[:40], _summary(row))
+        table.add_row(*(Text(_printable(cell)) for cell in cells))  # an entry's text is no markup
     Console().print(table)
 
 
@@ -341,6 +347,7 @@ def generate(
 
     trusted = _policy(policy)
     signed = None if anchor_file is None else _read(anchor_file)
+    _writable_folder(receipts)
     loaded = _model(model, dtype)
     sampler = Sampler(temperature, top_p, seed)
     requests = [
@@ -374,7 +381,6 @@ def generate(
         signal.signal(signal.SIGINT, before)
         progress.close()
     seconds = time.perf_counter() - started
-    receipts.mkdir(parents=True, exist_ok=True)
     rows = []
     for text, answer in zip(prompt, answers, strict=True):
         path = receipts / f"{answer.result.pages[-1].leaf_hash[:16]}.receipt.json"
@@ -395,7 +401,7 @@ def generate(
     else:
         for row in rows:
             typer.echo(
-                f"> {row['prompt']}\n{row['text']}\n  [{row['tokens']} tokens, {row['reason']}, {row['receipt']}]"
+                f"> {row['prompt']}\n{_printable(str(row['text']))}\n  [{row['tokens']} tokens, {row['reason']}, {row['receipt']}]"
             )
         typer.echo(
             f"{total} tokens in {seconds:.1f} s ({total / seconds:.1f} tokens/s, prompts included)", err=True
@@ -430,7 +436,7 @@ def verify(
         },
         as_json,
         f"verified: {verified.num_tokens} tokens under {name}, {verified.num_leaves} leaves in {verified.origin} "
-        f"of {verified.tree_size} entries\n{verified.text}",
+        f"of {verified.tree_size} entries\n{_printable(verified.text)}",
     )
 
 
@@ -563,22 +569,36 @@ def _model(folder: Path | None, dtype: str = "float32") -> "LoadedModel":
 
 
 def _entry(entry: bytes) -> dict[str, Any]:
+    from fieldprint.anchor.dsse import parse_canonical
+
     try:
-        fields = json.loads(entry)
-    except ValueError:
+        return parse_canonical(entry, "the entry", 65535)
+    except FormatError:
         return {"type": "?"}
-    return fields if isinstance(fields, dict) else {"type": "?"}
 
 
 def _summary(row: dict[str, Any]) -> str:
     kind = row.get("type")
+    part = {name: str(row.get(name))[:16] for name in ("request", "page", "start", "end", "anchor", "model")}
     if kind == "commitment":
-        return f"request {row['request'][:8]} page {row['page']}, positions {row['start']} to {row['end']}"
+        return f"request {part['request']} page {part['page']}, positions {part['start']} to {part['end']}"
     if kind == "abort":
-        return f"request {row['request'][:8]}: {row['reason']}"
+        return f"request {part['request']}: {str(row.get('reason'))[:100]}"
     if kind == "promote":
-        return f"anchor {row['anchor'][:16]} under model {row['model'][:8]}"
+        return f"anchor {part['anchor']} under model {part['model']}"
     return "a signed revocation" if kind == "revoke" else ""
+
+
+def _printable(text: str) -> str:
+    """`text` with what could steer a terminal replaced by a question mark."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
+
+
+def _writable_folder(folder: Path) -> None:
+    """Fail before the work, not after it, if receipts could not be written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def _print(fields: dict[str, Any], as_json: bool, text: str) -> None:
@@ -595,6 +615,9 @@ def main() -> None:
     except ValueError as error:
         typer.echo(f"usage error: {error}", err=True)
         sys.exit(2)
+    except OSError as error:
+        typer.echo(f"error: {error.filename or 'output'}: {error.strerror}", err=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

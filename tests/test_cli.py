@@ -17,6 +17,13 @@ from fieldprint.anchor import AnchorArtifact, Envelope, load_private_key, sign_a
 
 torch = pytest.importorskip("torch")
 
+BRAINPOOL = """\
+-----BEGIN PRIVATE KEY-----
+MGQCAQAwFAYHKoZIzj0CAQYJKyQDAwIIAQEBBEkwRwIBAQQUm/2yBn6EU1cBetyv
+R73zBCCCJNWhLAMqAAQ03SMJMu/VjZiADSuNi/7sFb8e+9Kk2xllYABRHEG810Ru
+CHVkQITs
+-----END PRIVATE KEY-----
+"""  # a curve that `cryptography` names and does not support
 COMMAND = [sys.executable, "-W", "ignore", "-m", "fieldprint.cli"]
 
 
@@ -73,8 +80,12 @@ def spoil(path: Path) -> None:
     (path / "stolen.json").write_bytes(sign_anchor(good, [Ed25519PrivateKey.generate()]))
     (path / "cut.json").write_bytes((path / "a.json").read_bytes()[:-40])
     (path / "cut.fp").write_bytes((path / "a.fp").read_bytes()[:-1])
-    (path / "long.txt").write_text("You may do nothing at all. " * 200)
     done(path, "keys", "new", "second")
+    (path / "copy").mkdir()
+    (path / "copy/owner.pub").write_bytes((path / "keys/second.pub").read_bytes())
+    (path / "curve.key").write_text(BRAINPOOL)
+    (path / "curve.key").chmod(0o600)
+    (path / "long.txt").write_text("You may do nothing at all. " * 200)
     signers = ("--signer", "keys/owner.pub", "--signer", "keys/second.pub")
     done(path, "policy", "new", "two.toml", *signers, "--threshold", "2", "--log-pub", "keys/log.pub")
     (path / "empty-model").mkdir()
@@ -187,6 +198,39 @@ def test_ctrl_c_commits_what_is_there(folder: Path) -> None:
         (("generate", "hi", "--anchor", "a.json", *WRITE, "--g", "7"), 2, "g must"),
         (("keys", "new", "owner"), 1, "not overwritten"),
         (("keys", "new", "Bad Name"), 2, "name must"),
+        (("keys", "new", "x", "--folder", "/proc/none"), 1, "/proc/none"),
+        (("generate", "hi", *WRITE, "--receipts", "text.txt"), 1, "text.txt"),
+        (("generate", "hi", *COMMON, "--log-key", "curve.key"), 1, "holds no"),
+        (
+            (
+                "policy",
+                "new",
+                "n.toml",
+                "--signer",
+                "keys/owner.pub",
+                "--signer",
+                "copy/owner.pub",
+                "--log-pub",
+                "keys/log.pub",
+            ),
+            2,
+            "same name",
+        ),
+        (
+            (
+                "policy",
+                "new",
+                "n.toml",
+                "--signer",
+                "keys/owner.pub",
+                "--log-pub",
+                "keys/log.pub",
+                "--origin",
+                'a"b',
+            ),
+            1,
+            "TOML",
+        ),
         (("log", "show", "keys", "--policy", "policy.toml"), 1, "cannot be read"),
         (("no-such-command",), 2, "No such command"),
         (("promote", "a.json", *COMMON, "--fieldprint", "text.txt"), 1, "not a fieldprint file"),
@@ -227,6 +271,30 @@ def test_a_full_disk_loses_nothing(folder: Path) -> None:
     assert process.returncode == 1 and "cannot be written" in process.stderr
     assert (folder / "log/checkpoint").read_bytes() == before
     done(folder, "log", "show", "log", "--policy", "policy.toml", "--json")
+
+
+def test_hostile_entries_of_a_log_are_shown_and_steer_nothing(folder: Path) -> None:
+    from fieldprint.anchor import Policy
+    from fieldprint.note import NoteSigner
+    from fieldprint.tlog import LogWriter
+
+    done(folder, "log", "new", "odd", "--log-key", "keys/log.key")
+    policy = Policy.from_bytes((folder / "policy.toml").read_bytes())
+    entries = [
+        b'{"type":"commitment"}',
+        b"[" * 60_000,
+        b'{"type":"[/x]"}',
+        b'{"index":77,"type":"\\u001b[31m"}',
+        b'{"page":[1],"request":{},"type":"commitment"}',
+        b"\xff\x00",
+    ]
+    signer = NoteSigner(policy.log_key.name, load_private_key(folder / "keys/log.key"))
+    with LogWriter(folder / "odd", signer) as log:
+        log.append(entries)
+    shown = done(folder, "log", "show", "odd", "--policy", "policy.toml")
+    assert "\x1b" not in shown and "[/x]" in shown
+    rows = json.loads(done(folder, "log", "show", "odd", "--policy", "policy.toml", "--json"))["entries"]
+    assert [row["index"] for row in rows] == list(range(6))
 
 
 def test_private_keys_are_0600(folder: Path) -> None:

@@ -26,6 +26,7 @@ def test_every_verdict_of_the_demo_holds(tmp_path: Path, model_folder: Path) -> 
 
 def test_a_folder_that_is_not_of_a_demo_is_kept(tmp_path: Path, model_folder: Path) -> None:
     (tmp_path / "precious").write_text("data")
+    (tmp_path / "summary.json").write_text("{}")
     with pytest.raises(FieldprintError, match="not of a demo"):
         run_demo(tmp_path, load_model(model_folder), lambda line: None)
     assert (tmp_path / "precious").exists()

@@ -5,6 +5,7 @@ import re
 from hashlib import sha256
 from pathlib import Path
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -57,7 +58,7 @@ def load_private_key(path: Path) -> Ed25519PrivateKey:
         raise FormatError(f"{path} may be read by others than its owner", remedy=f"chmod 600 {path}")
     try:
         key = load_pem_private_key(data, password=None)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, UnsupportedAlgorithm):
         raise FormatError(f"{path} holds no private key in PEM") from None
     if not isinstance(key, Ed25519PrivateKey):
         raise FormatError(f"{path} holds no Ed25519 key")
@@ -72,7 +73,7 @@ def load_public_key(path: Path) -> Ed25519PublicKey:
     """
     try:
         key = load_pem_public_key(_read(path))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, UnsupportedAlgorithm):
         raise FormatError(f"{path} holds no public key in PEM") from None
     if not isinstance(key, Ed25519PublicKey):
         raise FormatError(f"{path} holds no Ed25519 key")

@@ -51,6 +51,7 @@ from fieldprint.verify import VerifiedAnchor, verify_anchor, verify_receipt
 ORIGIN = "fieldprint.local/demo"
 FILLER_TOKENS = 1400
 NEW_TOKENS = 80
+MARKER = ".fieldprint-demo"  # a folder with this file may be replaced
 SETTINGS = EngineSettings(commit_interval=16)
 AUDIT = """
 import json, sys
@@ -84,17 +85,19 @@ def run_demo(out: Path, model: LoadedModel, say: Callable[[str], None] | None = 
     """The summary of the demo, as written to `out`/summary.json, with `checks`, a map of verdicts.
 
     Args:
-        out: the folder to write; a folder of an earlier demo is replaced, another one is refused.
+        out: the folder to write; a folder of an earlier demo (it has a file .fieldprint-demo) is replaced, another
+            one is refused.
         model: the language model.
         say: prints a line.
     """
     say = say or _say
-    if out.exists() and any(out.iterdir()) and not (out / "summary.json").exists():
+    if out.exists() and any(out.iterdir()) and not (out / MARKER).exists():
         raise FieldprintError(
             f"{out} is not empty and not of a demo", remedy="Choose another folder with --out"
         )
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
+    (out / MARKER).touch()
     started = time.perf_counter()
     stage = Stage(out, model, say)
     policy, signed, control = _sign(stage)
