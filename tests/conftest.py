@@ -10,6 +10,8 @@ import pytest
 # Before torch is imported: its thread pools read these once.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ["HF_HUB_OFFLINE"] = "1"
+if not Path("/dev/nvidiactl").exists():
+    os.environ["TRITON_INTERPRET"] = "1"  # kernels run in Python; read when triton is imported
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 USER_SETTINGS = ("FORCE_COLOR", "NO_COLOR", "COLUMNS", "TTY_COMPATIBLE", "TERM")

@@ -8,7 +8,7 @@ anchor keys k_j and softmax scale s:
     a = sigmoid(lse_a - lse_c)            w = max(g, a) (floor) or g (mixture)
     out = (1 - w) O_c + w O_a             lse = log(exp(lse_c) + exp(lse_a))
 
-An empty context gives the anchor's output (w = 1); without an anchor w = 0.
+With a soft cap c every logit x becomes c tanh(x / c). An empty context gives the anchor's output (w = 1); without an anchor w = 0.
 """
 
 import math
@@ -33,6 +33,7 @@ def naive_attention(
     softmax_scale: float | None = None,
     window: int | None = None,
     num_sinks: int = 0,
+    soft_cap: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`out` [total_q, num_q_heads, head_dim], `lse`, `mass` a and `weight` w [total_q, num_q_heads], all float64.
 
@@ -57,13 +58,15 @@ def naive_attention(
                 kv = head // group
                 query = q[token, head].double()
                 lse_c, o_c = _softmax_output(
-                    query, [k_pages[s][kv] for s in slots], [v_pages[s][kv] for s in slots], scale
+                    query, [k_pages[s][kv] for s in slots], [v_pages[s][kv] for s in slots], scale, soft_cap
                 )
                 if anchor_k is None or anchor_v is None or anchor_k.shape[1] == 0:
                     lse_a, o_a = -math.inf, torch.zeros(head_dim, dtype=torch.float64)
                 else:
                     query = query if q_anchor is None else q_anchor[token, head].double()
-                    lse_a, o_a = _softmax_output(query, list(anchor_k[kv]), list(anchor_v[kv]), scale)
+                    lse_a, o_a = _softmax_output(
+                        query, list(anchor_k[kv]), list(anchor_v[kv]), scale, soft_cap
+                    )
                 if lse_a == -math.inf:
                     a = 0.0
                 elif lse_c == -math.inf:
@@ -79,11 +82,13 @@ def naive_attention(
 
 
 def _softmax_output(
-    query: Tensor, keys: list[Tensor], values: list[Tensor], scale: float
+    query: Tensor, keys: list[Tensor], values: list[Tensor], scale: float, soft_cap: float
 ) -> tuple[float, Tensor]:
     if not keys:
         return -math.inf, torch.zeros_like(query)
     logits = torch.stack([scale * torch.dot(query, key.double()) for key in keys])
+    if soft_cap:
+        logits = soft_cap * torch.tanh(logits / soft_cap)
     lse = torch.logsumexp(logits, 0)
     probabilities = torch.exp(logits - lse)
     return float(lse), sum(

@@ -1,0 +1,366 @@
+"""Decode on a GPU: the device-side plan of a step, and the call that every layer makes with it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from fieldprint.attention.decode_kernel import PLAN_HEADER, decode_kernel, plan_kernel
+from fieldprint.errors import CapacityError
+
+MAX_ANCHOR_TOKENS = 512
+MAX_Q_LEN = 8
+MAX_ROWS = 128  # queries of a sequence times query heads of a KV head
+SPLIT_TOKENS = 512  # of a split with batch_invariant
+PAGE_SIZES = (1, 16, 32, 64, 128)
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeConfig:
+    """How the kernel is built and launched.
+
+    block_n: keys of a tile. num_stages: of the software pipeline. num_warps: of a program. programs_per_sm: programs of
+    a launch for each multiprocessor. merge_width: partial results that a merge reads at once. min_tokens: keys that a
+    program has at least, if there are so many.
+    """
+
+    block_n: int
+    num_stages: int
+    num_warps: int
+    programs_per_sm: int
+    merge_width: int = 8
+    min_tokens: int = 64
+
+
+def config_for(head_dim: int, element_size: int, rows: int, heads: int) -> DecodeConfig:
+    """The measured choice (docs/kernel.md) for a head size, bytes of a K/V element, rows of a tile, and KV heads of a batch.
+
+    A program is one warp that streams its own tiles; many of them on a multiprocessor hide each other's waits.
+    """
+    width = triton.next_power_of_2(head_dim)
+    if rows > 32:
+        return DecodeConfig(32, 3, 4, 2, 2)
+    block_n = max(16, min(64, 4096 // (width * element_size)))
+    if rows > 16 or width > 128:
+        return DecodeConfig(max(16, block_n), 3, 2, 4, 4)
+    if heads <= 16:
+        return DecodeConfig(2 * block_n, 4, 1, 3)
+    return DecodeConfig(block_n, 4, 1, 8)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DecodePlan:
+    """What all layers of a decode step share: the page table, the lengths, and how the work is cut.
+
+    All of it lies on the device. Between steps write new lengths into `seq_lens`, new pages into `page_table`, and call
+    `update`, or capture that call in a CUDA graph (test_graph_replay_follows_the_lengths).
+    """
+
+    page_table: Tensor
+    seq_lens: Tensor
+    q_len: int
+    page_size: int
+    num_pages: int
+    num_q_heads: int
+    num_kv_heads: int
+    head_dim: int
+    num_anchor: int
+    window: int | None
+    num_sinks: int
+    batch_invariant: bool
+    config: DecodeConfig
+    num_programs: int
+    units: Tensor
+    parts_o: Tensor
+    parts_lse: Tensor
+    arrivals: Tensor
+
+    @property
+    def batch(self) -> int:
+        """Sequences."""
+        return self.page_table.shape[0]
+
+    @property
+    def total_q(self) -> int:
+        """Queries."""
+        return self.batch * self.q_len
+
+    @property
+    def num_slots(self) -> int:
+        """Slots of the pool."""
+        return self.num_pages * self.page_size
+
+    @property
+    def unit(self) -> int:
+        """Tiles of a unit."""
+        return SPLIT_TOKENS // self.config.block_n if self.batch_invariant else 1
+
+    def update(self) -> None:
+        """Cut the work anew for the present `seq_lens`; no allocation, no synchronization."""
+        anchor_tiles = -(-self.num_anchor // self.config.block_n)
+        plan_kernel[(1,)](
+            self.seq_lens,
+            self.units,
+            self.batch,
+            self.num_kv_heads,
+            self.num_programs,
+            max(1, self.config.min_tokens // self.config.block_n // self.unit),
+            -(-anchor_tiles // self.unit),
+            Q_LEN=self.q_len,
+            WINDOW=self.window or 0,
+            NUM_SINKS=self.num_sinks,
+            BLOCK_N=self.config.block_n,
+            UNIT=self.unit,
+            BLOCK_B=_block_b(self.batch),
+        )
+
+
+def plan_decode(
+    page_table: Tensor,
+    seq_lens: Tensor,
+    *,
+    page_size: int,
+    num_pages: int,
+    num_q_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    dtype: torch.dtype = torch.bfloat16,
+    q_len: int = 1,
+    num_anchor: int = 0,
+    window: int | None = None,
+    num_sinks: int = 0,
+    batch_invariant: bool = False,
+    max_length: int | None = None,
+    config: DecodeConfig | None = None,
+    num_programs: int | None = None,
+) -> DecodePlan:
+    """The plan of a decode step on the device of `page_table`, with the workspace that its layers share.
+
+    Args:
+        page_table: [batch, max_pages] int32; entries behind a sequence's last page may be anything.
+        seq_lens: [batch] int32, the new tokens included; 0 is a padding row whose output is zero (or the anchor's).
+        page_size: slots of a page: 1, 16, 32, 64 or 128.
+        num_pages: pages of the pool.
+        num_q_heads: query heads.
+        num_kv_heads: KV heads.
+        head_dim: 64, 96, 128 or 256.
+        dtype: of k_pages and v_pages.
+        q_len: new tokens of each sequence, 1 to 8, causal among themselves.
+        num_anchor: A, 0 to 512.
+        window: a query at position p sees positions above p - window; None means all.
+        num_sinks: positions below this one are seen whatever the window.
+        batch_invariant: whether a sequence gets the same bits whatever else is in the batch.
+        max_length: the longest sequence to come; the table's width unless given. Sizes the workspace.
+        config: the kernel's shape; the measured choice unless given.
+        num_programs: programs of a launch; the device's multiprocessors times those of the config unless given.
+
+    Raises:
+        ValueError: an argument does not fit; the text names it.
+        CapacityError: no memory for the workspace.
+    """
+    _check_plan(page_table, seq_lens, page_size, q_len, num_anchor, window, num_sinks)
+    if num_kv_heads < 1 or num_q_heads % num_kv_heads:
+        raise ValueError(f"num_q_heads {num_q_heads} is no multiple of num_kv_heads {num_kv_heads}")
+    rows = num_q_heads // num_kv_heads * q_len
+    if rows > MAX_ROWS:
+        raise ValueError(
+            f"q_len {q_len} times {num_q_heads // num_kv_heads} query heads a KV head is above {MAX_ROWS}"
+        )
+    config = config or config_for(head_dim, dtype.itemsize, rows, page_table.shape[0] * num_kv_heads)
+    programs = num_programs or _multiprocessors(page_table.device) * config.programs_per_sm
+    slots = 2 * programs
+    if batch_invariant:
+        length = max_length or page_table.shape[1] * page_size
+        slots = page_table.shape[0] * num_kv_heads * _units_of_a_sequence(length, q_len, window, num_sinks)
+    parts = slots * 2 * triton.next_power_of_2(rows)
+    try:
+        parts_o = seq_lens.new_empty(parts * triton.next_power_of_2(head_dim), dtype=torch.float32)
+    except RuntimeError as error:
+        raise CapacityError(
+            f"no memory for {slots} partial results", remedy="Give max_length, or a smaller batch"
+        ) from error
+    plan = DecodePlan(
+        page_table=page_table,
+        seq_lens=seq_lens,
+        q_len=q_len,
+        page_size=page_size,
+        num_pages=num_pages,
+        num_q_heads=num_q_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        num_anchor=num_anchor,
+        window=window,
+        num_sinks=num_sinks,
+        batch_invariant=batch_invariant,
+        config=config,
+        num_programs=programs,
+        units=seq_lens.new_empty(PLAN_HEADER.value + 2 * page_table.shape[0]),
+        parts_o=parts_o,
+        parts_lse=seq_lens.new_empty(parts, dtype=torch.float32),
+        arrivals=seq_lens.new_zeros(page_table.shape[0] * num_kv_heads),
+    )
+    plan.update()
+    return plan
+
+
+def check_pages(plan: DecodePlan) -> None:
+    """Raise ValueError if a page that a query can see lies outside the pool; synchronizes, for debugging.
+
+    The kernel itself trusts the table: what it would read there is memory of somebody else.
+    """
+    lens, table = plan.seq_lens.tolist(), plan.page_table.cpu()
+    for row, length in enumerate(lens):
+        if length > table.shape[1] * plan.page_size:
+            raise ValueError(f"seq_lens[{row}] is {length}, more than page_table has room for")
+        first = 0 if plan.window is None else max(0, length - plan.q_len - plan.window + 1)
+        sinks = -(-min(first, plan.num_sinks) // plan.page_size)
+        used = torch.cat(
+            [table[row, :sinks], table[row, first // plan.page_size : -(-length // plan.page_size)]]
+        )
+        if used.numel() and not 0 <= int(used.min()) <= int(used.max()) < plan.num_pages:
+            raise ValueError(f"page_table[{row}] names a page outside the pool of {plan.num_pages}")
+
+
+def decode(
+    q: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    plan: DecodePlan,
+    *,
+    anchor_k: Tensor | None,
+    anchor_v: Tensor | None,
+    q_anchor: Tensor | None,
+    g: Tensor | None,
+    mixture: bool,
+    scale: float,
+    soft_cap: float = 0.0,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
+    with_mass: bool = False,
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """(out, lse, mass, weight) of a decode step; arguments as the entry's, checked."""
+    total, num_q_heads, head_dim = q.shape
+    out = torch.empty_like(q) if out is None else out
+    if mixture and g is None:
+        g = torch.zeros(num_q_heads, dtype=torch.float32, device=q.device)
+    shape = (total, num_q_heads)
+    has_anchor = anchor_k is not None and plan.num_anchor > 0
+    apart = has_anchor and (with_mass or g is not None)
+    lse = torch.empty(shape, dtype=torch.float32, device=q.device) if with_mass else None
+    mass = torch.empty_like(lse) if lse is not None and has_anchor else None
+    weight = torch.empty_like(lse) if lse is not None and has_anchor else None
+    group = num_q_heads // plan.num_kv_heads
+    rows = group * plan.q_len
+    nothing = plan.parts_lse  # stands where a pointer is not used
+    config = plan.config
+    strides: dict[str, int] = {
+        "stride_table": plan.page_table.stride(0),
+        "stride_kp": k_pages.stride(0),
+        "stride_kt": k_pages.stride(1),
+        "stride_kh": k_pages.stride(2),
+        "stride_vp": v_pages.stride(0),
+        "stride_vt": v_pages.stride(1),
+        "stride_vh": v_pages.stride(2),
+        "stride_ah": anchor_k.stride(0) if anchor_k is not None else 0,
+        "stride_at": anchor_k.stride(1) if anchor_k is not None else 0,
+    }
+    kernel: Any = decode_kernel
+    kernel[(plan.num_programs,)](
+        q,
+        q if q_anchor is None else q_anchor,
+        k_pages,
+        v_pages,
+        plan.page_table,
+        plan.units,
+        q if anchor_k is None else anchor_k,
+        q if anchor_v is None else anchor_v,
+        nothing if g is None else g,
+        nothing if k_scale is None else k_scale,
+        nothing if v_scale is None else v_scale,
+        out,
+        nothing if lse is None else lse,
+        nothing if mass is None else mass,
+        nothing if weight is None else weight,
+        plan.parts_o,
+        plan.parts_lse,
+        plan.arrivals,
+        plan.batch,
+        plan.num_kv_heads,
+        plan.num_anchor,
+        scale,
+        **strides,
+        GROUP=group,
+        Q_LEN=plan.q_len,
+        D=head_dim,
+        BLOCK_D=triton.next_power_of_2(head_dim),
+        BLOCK_M=max(16, triton.next_power_of_2(rows)),
+        BLOCK_R=triton.next_power_of_2(rows),
+        BLOCK_N=config.block_n,
+        BLOCK_B=_block_b(plan.batch),
+        BLOCK_C=config.merge_width,
+        PAGE=plan.page_size,
+        ANCHOR=2 if apart else 1 if has_anchor else 0,
+        OPERATOR=1 if mixture else 0,
+        HAS_G=g is not None,
+        HAS_Q_ANCHOR=q_anchor is not None,
+        HAS_SCALES=k_scale is not None,
+        FP8=k_pages.dtype == torch.float8_e4m3fn,
+        WITH_LSE=with_mass,
+        WITH_MASS=with_mass and has_anchor,
+        CAP=soft_cap,
+        WINDOW=plan.window or 0,
+        NUM_SINKS=plan.num_sinks,
+        INVARIANT=plan.batch_invariant,
+        UNIT=plan.unit,
+        STAGES=config.num_stages,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+    )
+    return out, lse, mass, weight
+
+
+def _units_of_a_sequence(length: int, q_len: int, window: int | None, num_sinks: int) -> int:
+    """The most splits that a sequence of `length` can have, anchor and sinks among them."""
+    visible = length if window is None else min(length, window + q_len + SPLIT_TOKENS)
+    return -(-visible // SPLIT_TOKENS) + -(-num_sinks // SPLIT_TOKENS) + 2
+
+
+def _block_b(batch: int) -> int:
+    """Few sizes, so that few kernels are built."""
+    return max(64, int(triton.next_power_of_2(batch)))
+
+
+def _multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 4  # under Triton's interpreter
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def _check_plan(
+    page_table: Tensor,
+    seq_lens: Tensor,
+    page_size: int,
+    q_len: int,
+    num_anchor: int,
+    window: int | None,
+    num_sinks: int,
+) -> None:
+    if page_table.dim() != 2 or page_table.dtype != torch.int32 or page_table.stride(1) != 1:
+        raise ValueError("page_table must be [batch, max_pages] int32 with neighbouring columns")
+    if seq_lens.shape != page_table.shape[:1] or seq_lens.dtype != torch.int32:
+        raise ValueError(f"seq_lens must be [{page_table.shape[0]}] int32")
+    if seq_lens.device != page_table.device:
+        raise ValueError("seq_lens and page_table must be on one device")
+    if page_table.shape[0] < 1:
+        raise ValueError("page_table must have at least one row")
+    if page_size not in PAGE_SIZES:
+        raise ValueError(f"page_size must be one of {PAGE_SIZES}, not {page_size}")
+    if not 1 <= q_len <= MAX_Q_LEN:
+        raise ValueError(f"q_len must be 1 to {MAX_Q_LEN}, not {q_len}")
+    if not 0 <= num_anchor <= MAX_ANCHOR_TOKENS:
+        raise ValueError(f"num_anchor must be 0 to {MAX_ANCHOR_TOKENS}, not {num_anchor}")
+    if (window is not None and window < 1) or num_sinks < 0:
+        raise ValueError("window must be at least 1 or None, num_sinks at least 0")

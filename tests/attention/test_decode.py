@@ -1,0 +1,370 @@
+"""The decode kernel against `naive_attention`: on a GPU, else under Triton's interpreter on small shapes.
+
+NaN lies in every slot that holds no visible position and in the output; page tables end in garbage.
+"""
+
+import math
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("triton")
+
+from hypothesis import given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from fieldprint.attention import AttentionOutput, paged_fieldprint_attention  # noqa: E402
+from fieldprint.attention.decode import DecodeConfig, DecodePlan, check_pages, plan_decode  # noqa: E402
+from fieldprint.attention.naive import naive_attention  # noqa: E402
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+GARBAGE = 2**31 - 1
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 5e-3}
+
+
+@dataclass
+class Case:
+    """What a launch is made of; `world` fills the pool."""
+
+    lens: tuple[int, ...] = (5, 40, 0, 33)
+    group: int = 2
+    num_kv_heads: int = 2
+    head_dim: int = 16
+    page_size: int = 16
+    anchor: int = 5
+    q_len: int = 1
+    window: int | None = None
+    num_sinks: int = 0
+    dtype: torch.dtype = torch.float32
+    with_q_anchor: bool = False
+    g: float | None = None
+    operator: str = "floor"
+    soft_cap: float = 0.0
+    with_mass: bool = True
+    batch_invariant: bool = False
+    programs: int = 3
+    block_n: int = 16
+    seed: int = 0
+    tensors: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    @property
+    def num_q_heads(self) -> int:
+        return self.group * self.num_kv_heads
+
+    def world(self) -> "Case":
+        draw = torch.Generator().manual_seed(self.seed)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=draw).to(self.dtype)
+
+        size, kv, dim, rows = self.page_size, self.num_kv_heads, self.head_dim, len(self.lens)
+        counts = [-(-n // size) for n in self.lens]
+        total = sum(counts) + 3
+        order = torch.randperm(total, generator=draw).tolist()
+        table = torch.full((rows, max(counts) + 2), GARBAGE, dtype=torch.int32)
+        k = torch.full((total, size, kv, dim), math.nan, dtype=self.dtype)
+        v = k.clone()
+        for row, length in enumerate(self.lens):
+            oldest = 0 if self.window is None else max(0, length - self.q_len - self.window + 1)
+            for index in range(counts[row]):
+                end = min(size, length - index * size)
+                seen = index * size + end > oldest or index * size < self.num_sinks
+                if seen:  # else evicted: -1 in the table
+                    page = order.pop()
+                    k[page, :end], v[page, :end] = normal(end, kv, dim) * 1.5, normal(end, kv, dim)
+                table[row, index] = page if seen else -1
+        t = {
+            "k_pages": k,
+            "v_pages": v,
+            "table": table,
+            "q": normal(rows * self.q_len, self.num_q_heads, dim),
+        }
+        if self.anchor:
+            t |= {"anchor_k": normal(kv, self.anchor, dim), "anchor_v": normal(kv, self.anchor, dim)}
+        if self.with_q_anchor:
+            t["q_anchor"] = normal(*t["q"].shape)
+        if self.g is not None:
+            t["g"] = torch.rand(self.num_q_heads, generator=draw) * self.g
+        return replace(self, tensors={name: tensor.to(DEVICE) for name, tensor in t.items()})
+
+    def plan(self, rows: slice = slice(None)) -> DecodePlan:
+        return plan_decode(
+            self.tensors["table"][rows].contiguous(),
+            torch.tensor(self.lens, dtype=torch.int32, device=DEVICE)[rows].contiguous(),
+            page_size=self.page_size,
+            num_pages=self.tensors["k_pages"].shape[0],
+            num_q_heads=self.num_q_heads,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            dtype=self.dtype,
+            q_len=self.q_len,
+            num_anchor=self.anchor,
+            window=self.window,
+            num_sinks=self.num_sinks,
+            batch_invariant=self.batch_invariant,
+            config=DecodeConfig(self.block_n, 2, 4, 1, 2, self.block_n),
+            num_programs=self.programs,
+        )
+
+    def run(self, rows: slice = slice(None), plan: DecodePlan | None = None) -> AttentionOutput:
+        plan = self.plan(rows) if plan is None else plan
+        plan.parts_o.fill_(math.nan)
+        plan.parts_lse.fill_(math.nan)
+        flat = slice(None) if rows == slice(None) else slice(rows.start * self.q_len, rows.stop * self.q_len)
+        q = self.tensors["q"][flat].contiguous()
+        names = ("anchor_k", "anchor_v", "q_anchor", "g")
+        given_ = {n: self.tensors[n][flat].contiguous() if n == "q_anchor" else self.tensors[n] for n in names if n in self.tensors}  # fmt: skip
+        return paged_fieldprint_attention(
+            q,
+            self.tensors["k_pages"],
+            self.tensors["v_pages"],
+            plan,
+            **given_,
+            operator=self.operator,
+            soft_cap=self.soft_cap,
+            with_mass=self.with_mass,
+            out=torch.full_like(q, math.nan),
+        )
+
+    def check(self) -> None:
+        t = {name: tensor.cpu() for name, tensor in self.tensors.items()}
+        got = self.run()
+        bounds = torch.arange(len(self.lens) + 1) * self.q_len
+        out, lse, mass, weight = naive_attention(
+            t["q"],
+            t["k_pages"],
+            t["v_pages"],
+            t["table"],
+            torch.tensor(self.lens),
+            bounds,
+            anchor_k=t.get("anchor_k"),
+            anchor_v=t.get("anchor_v"),
+            q_anchor=t.get("q_anchor"),
+            g=t.get("g", 0.0),
+            operator=self.operator,
+            window=self.window,
+            num_sinks=self.num_sinks,
+            soft_cap=self.soft_cap,
+        )
+        tolerance = TOLERANCE[self.dtype]
+        assert (got.out.cpu().double() - out).norm() <= tolerance * out.norm() + 1e-30
+        if self.with_mass:
+            assert got.lse is not None and got.mass is not None and got.weight is not None
+            for one, other in ((got.lse, lse), (got.mass, mass), (got.weight, weight)):
+                torch.testing.assert_close(
+                    one.cpu().double(), other, rtol=20 * tolerance, atol=20 * tolerance
+                )
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(),
+        Case(anchor=0),
+        Case(anchor=40, with_mass=False),
+        Case(g=0.7),
+        Case(g=0.7, with_mass=False),
+        Case(g=0.7, operator="mixture"),
+        Case(operator="mixture"),
+        Case(with_q_anchor=True),
+        Case(with_q_anchor=True, with_mass=False),
+        Case(q_len=3, lens=(5, 40, 3, 33)),
+        Case(page_size=1),
+        Case(page_size=32),
+        Case(page_size=64, lens=(100, 3, 64)),
+        Case(window=20),
+        Case(window=20, num_sinks=4, lens=(90, 40, 3)),
+        Case(window=7, num_sinks=20, lens=(90, 140, 3, 0), page_size=1),
+        Case(window=33, q_len=2, lens=(90, 40, 2)),
+        Case(soft_cap=2.0),
+        Case(group=3, num_kv_heads=1, head_dim=24),
+        Case(group=16, num_kv_heads=1),
+        Case(programs=1),
+        Case(programs=50, lens=(300, 5, 0, 700)),
+        Case(programs=7, lens=(900, 5, 0, 700), anchor=100, g=0.3),
+        Case(batch_invariant=True, lens=(5, 700, 0, 1100)),
+        Case(batch_invariant=True, lens=(1200, 700), window=600, num_sinks=3, anchor=20),
+        Case(batch_invariant=True, lens=(1100, 7), with_mass=False),
+        Case(batch_invariant=True, lens=(1100, 7), g=0.5),
+        Case(dtype=torch.float16),
+        pytest.param(
+            Case(dtype=torch.bfloat16, g=0.2), marks=pytest.mark.gpu
+        ),  # the interpreter has no bfloat16
+    ],
+    ids=str,
+)
+def test_kernel_equals_naive(case: Case) -> None:
+    case.world().check()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_random_shapes_equal_naive(data: st.DataObject) -> None:
+    draw = data.draw
+    q_len = draw(st.integers(1, 3))
+    lens = draw(st.lists(st.one_of(st.just(0), st.integers(q_len, 90)), min_size=1, max_size=4))
+    anchor = draw(st.integers(0, 40))
+    window = draw(st.none() | st.integers(1, 60))
+    Case(
+        lens=tuple(lens),
+        group=draw(st.integers(1, 5)),
+        num_kv_heads=draw(st.integers(1, 3)),
+        head_dim=draw(st.sampled_from([16, 24, 32])),
+        page_size=draw(st.sampled_from([1, 16, 32])),
+        anchor=anchor,
+        q_len=q_len,
+        window=window,
+        num_sinks=0 if window is None else draw(st.integers(0, 20)),
+        with_q_anchor=anchor > 0 and draw(st.booleans()),
+        g=draw(st.none() | st.floats(0, 1)) if anchor else None,
+        operator=draw(st.sampled_from(["floor", "mixture"])) if anchor else "floor",
+        with_mass=draw(st.booleans()),
+        batch_invariant=draw(st.booleans()),
+        programs=draw(st.integers(1, 9)),
+        seed=draw(st.integers(0, 2**20)),
+    ).world().check()
+
+
+@pytest.mark.parametrize("g", [None, 0.4])
+def test_batch_invariant_gives_the_same_bits_for_any_batch(g: float | None) -> None:
+    """A sequence alone and among others, with few programs and with many."""
+    base = Case(lens=(600, 30, 1200, 0, 1100), anchor=20, g=g, batch_invariant=True, programs=5).world()
+    together = base.run()
+    for row in range(5):
+        for programs in (1, 3, 40):
+            alone = replace(base, programs=programs).run(slice(row, row + 1))
+            assert torch.equal(alone.out[0], together.out[row])
+            assert alone.lse is not None and together.lse is not None
+            assert torch.equal(alone.lse[0], together.lse[row])
+
+
+def test_a_launch_can_be_repeated_and_gives_the_same_bits() -> None:
+    case = Case(lens=(300, 5, 0, 700), g=0.3, programs=6).world()
+    plan = case.plan()
+    first = case.run(plan=plan).out.clone()
+    for _ in range(3):
+        assert torch.equal(case.run(plan=plan).out, first)
+    assert not plan.arrivals.any()
+
+
+def test_update_follows_the_lengths() -> None:
+    case = Case(lens=(300, 40, 5)).world()
+    plan = case.plan()
+    for lens in ((1, 40, 5), (299, 3, 0), (300, 40, 5)):
+        plan.seq_lens.copy_(torch.tensor(lens, dtype=torch.int32))
+        plan.update()
+        assert torch.equal(case.run(plan=plan).out, replace(case, lens=lens).run().out)
+
+
+def test_debug_check_finds_pages_outside_the_pool() -> None:
+    case = Case(lens=(40, 5)).world()
+    check_pages(case.plan())
+    case.tensors["table"][0, 1] = case.tensors["k_pages"].shape[0]
+    with pytest.raises(ValueError, match=r"page_table\[0\] names a page outside the pool"):
+        check_pages(case.plan())
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"q": torch.zeros(4, 4, 16, dtype=torch.float64)}, "q must be"),
+        ({"k_pages": torch.zeros(3, 16, 2, 16, dtype=torch.float16)}, "k_pages must be"),
+        ({"q": torch.zeros(3, 4, 16)}, "another number of queries"),
+        ({"anchor_k": torch.zeros(2, 6, 16), "anchor_v": torch.zeros(2, 6, 16)}, "plan was made for 5"),
+        ({"anchor_k": torch.zeros(2, 513, 16), "anchor_v": torch.zeros(2, 513, 16)}, "more than 512"),
+        ({"anchor_v": torch.zeros(2, 5, 8)}, "anchor_v must be like"),
+        ({"g": torch.zeros(3)}, "g must be"),
+        ({"out": torch.zeros(4, 4, 16, dtype=torch.float16)}, "out must be"),
+        ({"soft_cap": -1.0}, "soft_cap"),
+        ({"k_scale": torch.ones(2)}, "k_scale and v_scale"),
+        ({"k_scale": torch.ones(3), "v_scale": torch.ones(3)}, "k_scale must be"),
+        ({"operator": "sum"}, "operator must be"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
+)
+def test_bad_arguments_are_named(change: dict[str, object], text: str) -> None:
+    case = Case().world()
+    named = {name: case.tensors[name] for name in ("q", "k_pages", "v_pages", "anchor_k", "anchor_v")}
+    moved = {n: x.to(DEVICE) if isinstance(x, torch.Tensor) else x for n, x in change.items()}
+    arguments = named | moved
+    with pytest.raises(ValueError, match=text):
+        paged_fieldprint_attention(
+            arguments.pop("q"), arguments.pop("k_pages"), arguments.pop("v_pages"), case.plan(), **arguments
+        )
+
+
+def test_g_without_an_anchor_is_an_error() -> None:
+    case = Case(anchor=0).world()
+    t = case.tensors
+    with pytest.raises(ValueError, match="no anchor"):
+        paged_fieldprint_attention(
+            t["q"], t["k_pages"], t["v_pages"], case.plan(), g=torch.zeros(4).to(DEVICE)
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"page_size": 24}, "page_size"),
+        ({"q_len": 9}, "q_len"),
+        ({"num_anchor": 513}, "num_anchor"),
+        ({"num_kv_heads": 3}, "multiple"),
+        ({"window": 0}, "window"),
+        ({"num_q_heads": 64, "num_kv_heads": 1, "q_len": 3}, "above 128"),
+        ({"page_table": torch.zeros(2, 3)}, "page_table"),
+        ({"seq_lens": torch.zeros(3, dtype=torch.int32)}, "seq_lens"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
+)
+def test_bad_plans_are_named(change: dict[str, object], text: str) -> None:
+    good = {
+        "page_table": torch.zeros(2, 3, dtype=torch.int32),
+        "seq_lens": torch.zeros(2, dtype=torch.int32),
+        "page_size": 16,
+        "num_pages": 4,
+        "num_q_heads": 4,
+        "num_kv_heads": 2,
+        "head_dim": 16,
+    }
+    arguments = good | change
+    with pytest.raises(ValueError, match=text):
+        plan_decode(arguments.pop("page_table"), arguments.pop("seq_lens"), **arguments)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
+@pytest.mark.parametrize("page_size", [1, 16, 64])
+def test_real_sizes_equal_naive(dtype: torch.dtype, head_dim: int, page_size: int) -> None:
+    case = Case(lens=(700, 1, 0, 333), head_dim=head_dim, page_size=page_size, dtype=dtype, anchor=100, g=0.2)
+    wide = replace(case, group=4, programs=264, block_n=32, with_mass=True).world()
+    wide.check()
+
+
+@pytest.mark.gpu
+def test_graph_replay_follows_the_lengths() -> None:
+    case = Case(
+        lens=(4000, 3, 900), head_dim=128, group=4, dtype=torch.bfloat16, programs=264, anchor=100
+    ).world()
+    plan = case.plan()
+    t = case.tensors
+    out = torch.empty_like(t["q"])
+
+    def step() -> None:
+        plan.update()
+        paged_fieldprint_attention(
+            t["q"], t["k_pages"], t["v_pages"], plan, anchor_k=t["anchor_k"], anchor_v=t["anchor_v"], out=out
+        )
+
+    step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    for lens in ((4000, 3, 900), (17, 0, 800), (3999, 2, 1)):
+        plan.seq_lens.copy_(torch.tensor(lens, dtype=torch.int32))
+        out.fill_(math.nan)
+        graph.replay()
+        assert torch.equal(out, replace(case, lens=lens, with_mass=False).run().out)
