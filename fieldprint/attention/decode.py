@@ -7,7 +7,7 @@ import torch
 import triton
 from torch import Tensor
 
-from fieldprint.attention.decode_kernel import PLAN_HEADER, decode_kernel, plan_kernel
+from fieldprint.attention.decode_kernel import PLAN_HEADER, decode_kernel, merge_kernel, plan_kernel
 from fieldprint.errors import CapacityError
 
 MAX_ANCHOR_TOKENS = 512
@@ -22,7 +22,8 @@ class DecodeConfig:
     """How the kernel is built and launched.
 
     block_n: keys of a tile. num_stages: of the software pipeline. num_warps: of a program. programs_per_sm: programs of
-    a launch for each multiprocessor. merge_width: partial results that a merge reads at once. min_tokens: keys that a
+    a launch for each multiprocessor. merge_width: partial results that a merge reads at once. merge_apart: whether
+    merging is a launch of its own, which pays where few sequences are cut into many parts. min_tokens: keys that a
     program has at least, if there are so many.
     """
 
@@ -31,23 +32,29 @@ class DecodeConfig:
     num_warps: int
     programs_per_sm: int
     merge_width: int = 8
+    merge_apart: bool = False
     min_tokens: int = 64
 
 
-def config_for(head_dim: int, element_size: int, rows: int, heads: int) -> DecodeConfig:
+def config_for(
+    head_dim: int, element_size: int, rows: int, heads: int, *, batch_invariant: bool = False
+) -> DecodeConfig:
     """The measured choice (docs/kernel.md) for a head size, bytes of a K/V element, rows of a tile, and KV heads of a batch.
 
-    A program is one warp that streams its own tiles; many of them on a multiprocessor hide each other's waits.
+    A program streams its own tiles; many small ones on a multiprocessor hide each other's waits. With `batch_invariant`
+    the choice does not depend on `heads`, since another tile would give other bits.
     """
     width = triton.next_power_of_2(head_dim)
+    block_n = max(16, min(32, 4096 // (width * element_size)))
     if rows > 32:
         return DecodeConfig(32, 3, 4, 2, 2)
-    block_n = max(16, min(64, 4096 // (width * element_size)))
     if rows > 16 or width > 128:
-        return DecodeConfig(max(16, block_n), 3, 2, 4, 4)
-    if heads <= 16:
-        return DecodeConfig(2 * block_n, 4, 1, 3)
-    return DecodeConfig(block_n, 4, 1, 8)
+        return DecodeConfig(block_n, 3, 2, 4, 4)
+    if batch_invariant:
+        return DecodeConfig(2 * block_n, 3, 2, 4, merge_apart=True)
+    if heads <= 32:  # each is cut into many parts
+        return DecodeConfig(2 * block_n, 3, 2, 4, merge_apart=True)
+    return DecodeConfig(block_n, 4, 1, 8, 8 if rows <= 4 else 4)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,9 +104,13 @@ class DecodePlan:
         """Tiles of a unit."""
         return SPLIT_TOKENS // self.config.block_n if self.batch_invariant else 1
 
+    @property
+    def anchor_units(self) -> int:
+        """Units of the anchor."""
+        return -(-self.num_anchor // (self.config.block_n * self.unit))
+
     def update(self) -> None:
         """Cut the work anew for the present `seq_lens`; no allocation, no synchronization."""
-        anchor_tiles = -(-self.num_anchor // self.config.block_n)
         plan_kernel[(1,)](
             self.seq_lens,
             self.units,
@@ -107,7 +118,7 @@ class DecodePlan:
             self.num_kv_heads,
             self.num_programs,
             max(1, self.config.min_tokens // self.config.block_n // self.unit),
-            -(-anchor_tiles // self.unit),
+            self.anchor_units,
             Q_LEN=self.q_len,
             WINDOW=self.window or 0,
             NUM_SINKS=self.num_sinks,
@@ -168,7 +179,8 @@ def plan_decode(
         raise ValueError(
             f"q_len {q_len} times {num_q_heads // num_kv_heads} query heads a KV head is above {MAX_ROWS}"
         )
-    config = config or config_for(head_dim, dtype.itemsize, rows, page_table.shape[0] * num_kv_heads)
+    heads = page_table.shape[0] * num_kv_heads
+    config = config or config_for(head_dim, dtype.itemsize, rows, heads, batch_invariant=batch_invariant)
     programs = num_programs or _multiprocessors(page_table.device) * config.programs_per_sm
     slots = 2 * programs
     if batch_invariant:
@@ -267,6 +279,28 @@ def decode(
         "stride_ah": anchor_k.stride(0) if anchor_k is not None else 0,
         "stride_at": anchor_k.stride(1) if anchor_k is not None else 0,
     }
+    shared = {
+        "GROUP": group,
+        "Q_LEN": plan.q_len,
+        "D": head_dim,
+        "BLOCK_D": triton.next_power_of_2(head_dim),
+        "BLOCK_R": triton.next_power_of_2(rows),
+        "INVARIANT": plan.batch_invariant,
+        "ANCHOR": 2 if apart else 1 if has_anchor else 0,
+        "OPERATOR": 1 if mixture else 0,
+        "HAS_G": g is not None,
+        "WITH_LSE": with_mass,
+        "WITH_MASS": with_mass and has_anchor,
+    }
+    results = (
+        out,
+        nothing if lse is None else lse,
+        nothing if mass is None else mass,
+        nothing if weight is None else weight,
+        plan.parts_o,
+        plan.parts_lse,
+    )
+    weights = nothing if g is None else g
     kernel: Any = decode_kernel
     kernel[(plan.num_programs,)](
         q,
@@ -277,48 +311,47 @@ def decode(
         plan.units,
         q if anchor_k is None else anchor_k,
         q if anchor_v is None else anchor_v,
-        nothing if g is None else g,
+        weights,
         nothing if k_scale is None else k_scale,
         nothing if v_scale is None else v_scale,
-        out,
-        nothing if lse is None else lse,
-        nothing if mass is None else mass,
-        nothing if weight is None else weight,
-        plan.parts_o,
-        plan.parts_lse,
+        *results,
         plan.arrivals,
         plan.batch,
         plan.num_kv_heads,
         plan.num_anchor,
         scale,
         **strides,
-        GROUP=group,
-        Q_LEN=plan.q_len,
-        D=head_dim,
-        BLOCK_D=triton.next_power_of_2(head_dim),
+        **shared,
         BLOCK_M=max(16, triton.next_power_of_2(rows)),
-        BLOCK_R=triton.next_power_of_2(rows),
         BLOCK_N=config.block_n,
         BLOCK_B=_block_b(plan.batch),
         BLOCK_C=config.merge_width,
         PAGE=plan.page_size,
-        ANCHOR=2 if apart else 1 if has_anchor else 0,
-        OPERATOR=1 if mixture else 0,
-        HAS_G=g is not None,
         HAS_Q_ANCHOR=q_anchor is not None,
         HAS_SCALES=k_scale is not None,
         FP8=k_pages.dtype == torch.float8_e4m3fn,
-        WITH_LSE=with_mass,
-        WITH_MASS=with_mass and has_anchor,
         CAP=soft_cap,
         WINDOW=plan.window or 0,
         NUM_SINKS=plan.num_sinks,
-        INVARIANT=plan.batch_invariant,
         UNIT=plan.unit,
         STAGES=config.num_stages,
+        MERGE_HERE=not config.merge_apart,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )
+    if config.merge_apart:
+        merge: Any = merge_kernel
+        merge[(plan.batch * num_q_heads * plan.q_len,)](
+            plan.units,
+            weights,
+            *results,
+            plan.batch,
+            plan.num_kv_heads,
+            plan.anchor_units,
+            **shared,
+            BLOCK_C=32,
+            num_warps=4,
+        )
     return out, lse, mass, weight
 
 

@@ -266,6 +266,74 @@ def _merge(
     return acc / tl.where(total > 0, total, 1.0)[:, None], lse
 
 
+@triton.jit
+def _merge_and_finish(
+    parts_o, parts_lse, begin, per, parts, anchor_units, g, rows, heads, row_mask, out, lse_out, mass_out, weight_out,
+    num_q_heads, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, SLOT_ROWS: tl.constexpr,
+    ANCHOR_ROWS: tl.constexpr, BLOCK_C: tl.constexpr, INVARIANT: tl.constexpr, ANCHOR: tl.constexpr,
+    OPERATOR: tl.constexpr, HAS_G: tl.constexpr, WITH_LSE: tl.constexpr, WITH_MASS: tl.constexpr,
+):  # fmt: skip
+    """Merge the partial results of the sequence and KV head whose units begin at `begin`, and write the output.
+
+    Slots are one a unit if invariant; else two a program, for the segment that it begins with and the one it ends with.
+    """
+    if INVARIANT:
+        first_slot = begin
+        apart = begin + 1
+        step: tl.constexpr = 1
+        a_parts = anchor_units
+    else:
+        leader = begin // per
+        first_slot = 2 * leader + (begin > leader * per).to(tl.int32)
+        apart = 2 * leader + 2
+        step: tl.constexpr = 2
+        a_parts = (begin + tl.maximum(anchor_units, 1) - 1) // per - leader + 1
+    o_c, lse_c = _merge(
+        parts_o, parts_lse, first_slot, step, parts, apart, SLOT_ROWS, BLOCK_R, BLOCK_D, BLOCK_C
+    )
+    if ANCHOR == 2:
+        o_a, lse_a = _merge(
+            parts_o + ANCHOR_ROWS * BLOCK_D, parts_lse + ANCHOR_ROWS, first_slot, step, a_parts, apart,
+            SLOT_ROWS, BLOCK_R, BLOCK_D, BLOCK_C,
+        )  # fmt: skip
+    else:
+        o_a, lse_a = o_c, lse_c
+    _finish(
+        o_c, lse_c, o_a, lse_a, g, rows, heads, row_mask, out, lse_out, mass_out, weight_out, num_q_heads,
+        D, BLOCK_D, ANCHOR, OPERATOR, HAS_G, WITH_LSE, WITH_MASS,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["batch", "num_kv_heads", "anchor_units"])
+def merge_kernel(
+    plan, g, out, lse_out, mass_out, weight_out, parts_o, parts_lse, batch, num_kv_heads, anchor_units,
+    GROUP: tl.constexpr, Q_LEN: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr, INVARIANT: tl.constexpr, ANCHOR: tl.constexpr, OPERATOR: tl.constexpr, HAS_G: tl.constexpr,
+    WITH_LSE: tl.constexpr, WITH_MASS: tl.constexpr,
+):  # fmt: skip
+    """The merge as a launch of its own, a program for each row of each (sequence, KV head)."""
+    index = tl.program_id(0)
+    inner = index % (Q_LEN * GROUP)
+    row = (index // (Q_LEN * GROUP)) % batch
+    head = index // (Q_LEN * GROUP) // batch
+    per = tl.load(plan)
+    before = tl.load(plan + PLAN_HEADER - 1 + row, mask=row > 0, other=0)
+    count = tl.load(plan + PLAN_HEADER + row) - before
+    begin = head * tl.load(plan + 1) + before
+    parts = (begin + count - 1) // per - begin // per + 1
+    if INVARIANT:
+        parts = count
+    if parts > 1:  # else the one program that had it all has written the output
+        SLOT_ROWS: tl.constexpr = 2 * BLOCK_R if ANCHOR == 2 else BLOCK_R
+        one = tl.arange(0, 1)
+        _merge_and_finish(
+            parts_o + inner * BLOCK_D, parts_lse + inner, begin, per, parts, anchor_units, g,
+            row * Q_LEN + inner // GROUP + one, head * GROUP + inner % GROUP + one, one < 1,
+            out, lse_out, mass_out, weight_out, num_kv_heads * GROUP,
+            D, BLOCK_D, 1, SLOT_ROWS, BLOCK_R, BLOCK_C, INVARIANT, ANCHOR, OPERATOR, HAS_G, WITH_LSE, WITH_MASS,
+        )  # fmt: skip
+
+
 @triton.jit(do_not_specialize=["batch", "num_kv_heads", "num_anchor", "stride_table"])
 def decode_kernel(
     q, q_anchor, k_pages, v_pages, table, plan, anchor_k, anchor_v, g, k_scale, v_scale,
@@ -277,6 +345,7 @@ def decode_kernel(
     ANCHOR: tl.constexpr, OPERATOR: tl.constexpr, HAS_G: tl.constexpr, HAS_Q_ANCHOR: tl.constexpr,
     HAS_SCALES: tl.constexpr, FP8: tl.constexpr, WITH_LSE: tl.constexpr, WITH_MASS: tl.constexpr, CAP: tl.constexpr,
     WINDOW: tl.constexpr, NUM_SINKS: tl.constexpr, INVARIANT: tl.constexpr, UNIT: tl.constexpr, STAGES: tl.constexpr,
+    MERGE_HERE: tl.constexpr,
 ):  # fmt: skip
     """ANCHOR: 0 none, 1 folded into the context's softmax (concat), 2 apart. OPERATOR: 0 floor, 1 mixture."""
     program = tl.program_id(0)
@@ -418,38 +487,20 @@ def decode_kernel(
                 tl.store(
                     parts_o + at.to(tl.int64)[:, None] * BLOCK_D + offs_d[None, :], o_a, mask=a_mask[:, None]
                 )
-            counter = arrivals + head * batch + row
-            tl.debug_barrier()
-            arrived = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu")
-            tl.debug_barrier()
-            if arrived == parts - 1:
-                if INVARIANT:
-                    first_slot = begin
-                    apart = begin + 1
-                    step: tl.constexpr = 1
-                    a_parts = anchor_units
-                else:
-                    leader = begin // per
-                    first_slot = 2 * leader + (begin > leader * per).to(tl.int32)
-                    apart = 2 * leader + 2
-                    step: tl.constexpr = 2
-                    a_parts = (begin + tl.maximum(anchor_units, 1) - 1) // per - leader + 1
-                o_m, lse_m = _merge(
-                    parts_o, parts_lse, first_slot, step, parts, apart, SLOT_ROWS, BLOCK_R, BLOCK_D, BLOCK_C
-                )
-                if ANCHOR == 2:
-                    o_n, lse_n = _merge(
-                        parts_o + BLOCK_R * BLOCK_D, parts_lse + BLOCK_R, first_slot, step, a_parts, apart,
-                        SLOT_ROWS, BLOCK_R, BLOCK_D, BLOCK_C,
+            if MERGE_HERE:
+                counter = arrivals + head * batch + row
+                tl.debug_barrier()
+                arrived = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu")
+                tl.debug_barrier()
+                if arrived == parts - 1:
+                    _merge_and_finish(
+                        parts_o, parts_lse, begin, per, parts, anchor_units, g,
+                        row * Q_LEN + offs_r // GROUP, head * GROUP + offs_r % GROUP, r_valid,
+                        out, lse_out, mass_out, weight_out, num_kv_heads * GROUP,
+                        D, BLOCK_D, BLOCK_R, SLOT_ROWS, BLOCK_R, BLOCK_C, INVARIANT, ANCHOR, OPERATOR, HAS_G,
+                        WITH_LSE, WITH_MASS,
                     )  # fmt: skip
-                else:
-                    o_n, lse_n = o_m, lse_m
-                _finish(
-                    o_m, lse_m, o_n, lse_n, g, row * Q_LEN + offs_r // GROUP, head * GROUP + offs_r % GROUP, r_valid,
-                    out, lse_out, mass_out, weight_out, num_kv_heads * GROUP,
-                    D, BLOCK_D, ANCHOR, OPERATOR, HAS_G, WITH_LSE, WITH_MASS,
-                )  # fmt: skip
-                tl.store(counter, 0)  # ready for the next launch
+                    tl.store(counter, 0)  # ready for the next launch
         x = begin + hi
         if hi == count:
             row += 1

@@ -16,7 +16,13 @@ from hypothesis import strategies as st  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from fieldprint.attention import AttentionOutput, paged_fieldprint_attention  # noqa: E402
-from fieldprint.attention.decode import DecodeConfig, DecodePlan, check_pages, plan_decode  # noqa: E402
+from fieldprint.attention.decode import (  # noqa: E402
+    DecodeConfig,
+    DecodePlan,
+    check_pages,
+    config_for,
+    plan_decode,
+)
 from fieldprint.attention.naive import naive_attention  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -46,6 +52,7 @@ class Case:
     batch_invariant: bool = False
     programs: int = 3
     block_n: int = 16
+    merge_apart: bool = False
     seed: int = 0
     tensors: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
@@ -104,7 +111,7 @@ class Case:
             window=self.window,
             num_sinks=self.num_sinks,
             batch_invariant=self.batch_invariant,
-            config=DecodeConfig(self.block_n, 2, 4, 1, 2, self.block_n),
+            config=DecodeConfig(self.block_n, 2, 4, 1, 2, self.merge_apart, self.block_n),
             num_programs=self.programs,
         )
 
@@ -188,6 +195,10 @@ class Case:
         Case(batch_invariant=True, lens=(1200, 700), window=600, num_sinks=3, anchor=20),
         Case(batch_invariant=True, lens=(1100, 7), with_mass=False),
         Case(batch_invariant=True, lens=(1100, 7), g=0.5),
+        Case(merge_apart=True, lens=(300, 5, 0, 700), programs=6),
+        Case(merge_apart=True, lens=(300, 5, 0, 700), programs=6, g=0.3, with_mass=False),
+        Case(merge_apart=True, lens=(300, 5, 3, 700), programs=6, anchor=0, q_len=3),
+        Case(merge_apart=True, lens=(600, 5, 0), g=0.3, batch_invariant=True),
         Case(dtype=torch.float16),
         pytest.param(
             Case(dtype=torch.bfloat16, g=0.2), marks=pytest.mark.gpu
@@ -223,6 +234,7 @@ def test_random_shapes_equal_naive(data: st.DataObject) -> None:
         with_mass=draw(st.booleans()),
         batch_invariant=draw(st.booleans()),
         programs=draw(st.integers(1, 9)),
+        merge_apart=draw(st.booleans()),
         seed=draw(st.integers(0, 2**20)),
     ).world().check()
 
@@ -238,6 +250,13 @@ def test_batch_invariant_gives_the_same_bits_for_any_batch(g: float | None) -> N
             assert torch.equal(alone.out[0], together.out[row])
             assert alone.lse is not None and together.lse is not None
             assert torch.equal(alone.lse[0], together.lse[row])
+
+
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
+@pytest.mark.parametrize("rows", [1, 4, 8, 16, 24, 64])
+def test_batch_invariant_takes_one_config_for_any_batch(head_dim: int, rows: int) -> None:
+    made = {config_for(head_dim, 2, rows, heads, batch_invariant=True) for heads in (1, 8, 33, 64, 4096)}
+    assert len(made) == 1
 
 
 def test_a_launch_can_be_repeated_and_gives_the_same_bits() -> None:
