@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from fieldprint.generate import Event
     from fieldprint.registry import Registry
 
+EXTRAS = ("torch", "transformers", "safetensors", "numpy")  # what the base install leaves out
+
 app = typer.Typer(
     help="Signed texts, pinned as K/V pages that every query attends to, with a log of what was generated.\n\n"
     "Begin with `fieldprint demo`, or: keys new, policy new, log new, anchor sign, generate, verify.",
@@ -412,32 +414,42 @@ def generate(
 
 @app.command()
 def verify(
-    receipt: Annotated[Path, typer.Argument(help="A receipt file.")],
+    receipts: Annotated[list[Path], typer.Argument(help="Receipt files.", metavar="RECEIPT...")],
     policy: PolicyFile,
     log: Annotated[Path | None, typer.Option("--log", help="The log, for revocations.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Check a receipt offline: with the file and a policy, without model, torch or network."""
+    """Check receipts offline: with the files and a policy, without model, torch or network.
+
+    Stops at the first that fails. With --log, an anchor that has been revoked since makes its receipts fail check 7.
+    """
     from fieldprint.verify import verify_receipt
 
     trusted = _policy(policy)
     registry = None if log is None else _registry(log, trusted)
-    verified = verify_receipt(_read(receipt), trusted, now=datetime.now(UTC), registry=registry)
-    name = "no anchor" if verified.anchor is None else f"anchor {verified.anchor.artifact.name}"
-    _print(
-        {
-            "verified": True,
-            "text": verified.text,
-            "anchor": None if verified.anchor is None else verified.anchor.digest,
-            "model": verified.model,
-            "leaves": verified.num_leaves,
-            "origin": verified.origin,
-            "tree_size": verified.tree_size,
-        },
-        as_json,
-        f"verified: {verified.num_tokens} tokens under {name}, {verified.num_leaves} leaves in {verified.origin} "
-        f"of {verified.tree_size} entries\n{_printable(verified.text)}",
-    )
+    for receipt in receipts:
+        try:
+            verified = verify_receipt(_read(receipt), trusted, now=datetime.now(UTC), registry=registry)
+        except VerificationError as error:
+            raise VerificationError(error.check, f"{receipt}: {error.what}", remedy=error.remedy) from error
+        name = "no anchor" if verified.anchor is None else f"anchor {verified.anchor.artifact.name}"
+        note = "" if log is not None or verified.anchor is None else " (revocation not checked: give --log)"
+        _print(
+            {
+                "verified": True,
+                "receipt": str(receipt),
+                "text": verified.text,
+                "anchor": None if verified.anchor is None else verified.anchor.digest,
+                "revocation_checked": log is not None,
+                "model": verified.model,
+                "leaves": verified.num_leaves,
+                "origin": verified.origin,
+                "tree_size": verified.tree_size,
+            },
+            as_json,
+            f"verified: {verified.num_tokens} tokens under {name}, {verified.num_leaves} leaves in {verified.origin} "
+            f"of {verified.tree_size} entries{note}\n{_printable(verified.text)}",
+        )
 
 
 @app.command("model")
@@ -606,18 +618,27 @@ def _print(fields: dict[str, Any], as_json: bool, text: str) -> None:
 
 
 def main() -> None:
-    """Run the command line; expected errors are one line and exit code 1."""
+    """Run the command line; expected errors are one line and exit code 1, with --json an object on stdout as well."""
     try:
         app()
     except FieldprintError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(1)
+        sys.exit(_failed(str(error), 1, check=getattr(error, "check", None)))
     except ValueError as error:
-        typer.echo(f"usage error: {error}", err=True)
-        sys.exit(2)
+        sys.exit(_failed(f"usage: {error}", 2))
     except OSError as error:
-        typer.echo(f"error: {error.filename or 'output'}: {error.strerror}", err=True)
-        sys.exit(1)
+        sys.exit(_failed(f"{error.filename or 'output'}: {error.strerror}", 1))
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in EXTRAS:
+            raise
+        what = f"this command needs {error.name}, which the base install leaves out"
+        sys.exit(_failed(f"{what}. Run: pip install 'fieldprint[demo]'", 1))
+
+
+def _failed(text: str, code: int, *, check: int | None = None) -> int:
+    typer.echo(f"error: {text}", err=True)
+    if "--json" in sys.argv:
+        typer.echo(json.dumps({"error": text, "check": check}, ensure_ascii=False))
+    return code
 
 
 if __name__ == "__main__":

@@ -163,7 +163,7 @@ def verify_receipt(
     try:
         receipt = Receipt.from_bytes(data)
     except FormatError as error:
-        raise VerificationError(1, error.what) from error
+        raise VerificationError(1, error.what, remedy=error.remedy) from error
     checkpoint = _verified_checkpoint(receipt, policy)
     for item in receipt.leaves:
         try:

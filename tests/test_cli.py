@@ -119,13 +119,17 @@ def test_the_main_path(folder: Path) -> None:
     for answer in report["answers"]:
         verified = json.loads(done(folder, "verify", answer["receipt"], *COMMON, "--json"))
         assert verified["text"] == answer["text"] and verified["anchor"] == shown["digest"]
+    both = [answer["receipt"] for answer in report["answers"]]
+    checked = done(folder, "verify", *both, "--policy", "policy.toml")
+    assert checked.count("verified:") == 2 and checked.count("revocation not checked") == 2
     entries = json.loads(done(folder, "log", "show", "log", "--policy", "policy.toml", "--json"))["entries"]
     assert {e["type"] for e in entries} >= {"promote", "commitment"}
     doctored = (
         Path(folder / report["answers"][0]["receipt"]).read_bytes().replace(b'"text":"', b'"text":"No. ', 1)
     )
     (folder / "doctored.json").write_bytes(doctored)
-    refused = cli(folder, "verify", "doctored.json", "--policy", "policy.toml")
+    refused = cli(folder, "verify", "doctored.json", "--policy", "policy.toml", "--json")
+    assert json.loads(refused.stdout)["check"] == 6
     assert refused.returncode == 1 and "check 6 failed" in refused.stderr
 
 
@@ -271,6 +275,14 @@ def test_a_full_disk_loses_nothing(folder: Path) -> None:
     assert process.returncode == 1 and "cannot be written" in process.stderr
     assert (folder / "log/checkpoint").read_bytes() == before
     done(folder, "log", "show", "log", "--policy", "policy.toml", "--json")
+
+
+def test_the_base_install_says_what_generating_needs(folder: Path) -> None:
+    script = "import sys; sys.modules['torch'] = None; from fieldprint.cli import main; main()"
+    command = [sys.executable, "-W", "ignore", "-c", script, "generate", "Hi.", *WRITE]
+    process = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert process.returncode == 1 and "pip install 'fieldprint[demo]'" in process.stderr, process.stderr
+    assert "Traceback" not in process.stderr
 
 
 def test_hostile_entries_of_a_log_are_shown_and_steer_nothing(folder: Path) -> None:

@@ -42,6 +42,17 @@ def test_every_public_name_is_documented(name: str) -> None:
     assert f"`{name}`" in (ROOT / "docs/api.md").read_text()
 
 
+def test_the_example_of_the_api_page_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch")
+    (source,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/api.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(source, "docs/api.md", "exec"), {})
+    said = capsys.readouterr().out
+    assert "Falcon" in said and "owner" in said
+
+
 def test_the_readme_begins_with_the_two_commands() -> None:
     lines = [line.strip() for line in (ROOT / "README.md").read_text().splitlines() if line.strip()]
     assert lines[1].startswith("make demo") and lines[2].startswith("make test")

@@ -111,7 +111,10 @@ def parse_canonical(data: bytes, what: str, limit: int) -> dict[str, Any]:
     except (ValueError, RecursionError, rfc8785.CanonicalizationError) as error:
         raise FormatError(f"{what} is not JSON as it must be: {error}") from error
     if again != data:
-        raise FormatError(f"{what} is not in canonical form (RFC 8785)")
+        raise FormatError(
+            f"{what} is not in canonical form (RFC 8785)",
+            remedy="It was edited or formatted anew; get the original",
+        )
     if not isinstance(fields, dict):
         raise FormatError(f"{what} is not a JSON object")
     return fields

@@ -54,14 +54,14 @@ def load_private_key(path: Path) -> Ed25519PrivateKey:
         FormatError: the file is missing, holds no Ed25519 key, or others than its owner may read it.
     """
     data = _read(path)
-    if path.stat().st_mode & 0o077:
-        raise FormatError(f"{path} may be read by others than its owner", remedy=f"chmod 600 {path}")
     try:
         key = load_pem_private_key(data, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
         raise FormatError(f"{path} holds no private key in PEM") from None
     if not isinstance(key, Ed25519PrivateKey):
         raise FormatError(f"{path} holds no Ed25519 key")
+    if path.stat().st_mode & 0o077:
+        raise FormatError(f"{path} may be read by others than its owner", remedy=f"chmod 600 {path}")
     return key
 
 

@@ -1,5 +1,6 @@
 """The fieldprint: the quantized K/V of one anchor under one model, its root, and the file that carries it."""
 
+import errno
 import json
 import os
 import struct
@@ -107,7 +108,7 @@ class Fieldprint:
         """Write the file that another machine loads instead of recomputing: safetensors with `codes`, `exponents`.
 
         Raises:
-            CapacityError: the disk is full; no half-written file is left.
+            CapacityError: the disk is full. FieldprintError: the folder cannot be written. No half-written file is left.
         """
         data = save(
             {"codes": self.codes, "exponents": self.exponents}, {"format": FORMAT, "root": self.root()}
@@ -118,8 +119,10 @@ class Fieldprint:
             os.replace(part, path)
         except OSError as error:
             part.unlink(missing_ok=True)
-            raise CapacityError(
-                f"{path} cannot be written: {error.strerror}", remedy="Free disk space"
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            raise (CapacityError if full else FieldprintError)(
+                f"{path} cannot be written: {error.strerror}",
+                remedy="Free disk space" if full else "Check the folder",
             ) from error
 
     @classmethod
@@ -142,8 +145,6 @@ class Fieldprint:
             raise FormatError(
                 f"{path} is not a fieldprint file: {error}", remedy="Copy or compute it again"
             ) from error
-        except FieldprintError:
-            raise
         if metadata.get("root") != loaded.root():
             raise FormatError(
                 f"{path}: the tensors do not have the root that the file names", remedy="Copy it again"
