@@ -4,7 +4,7 @@ VENV   ?= .venv
 PIP    := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c requirements/dev.txt
 READY  := $(VENV)/.ready
 
-.PHONY: demo test lint bench docs clean
+.PHONY: demo test lint bench bench-gpu docs clean
 
 demo: $(READY)  ## the whole story on a real model, into demo-out/
 	$(VENV)/bin/fieldprint demo
@@ -19,6 +19,9 @@ lint: $(READY)  ## format, lint, types
 
 bench: $(READY)  ## measurements into benchmarks/results/
 	$(VENV)/bin/python -m benchmarks
+
+bench-gpu: $(READY)  ## the decode kernel on one GPU; PEERS=folder adds FlashAttention-3, FlashInfer and vLLM's kernel
+	$(VENV)/bin/python -m benchmarks.attention_gpu $(if $(PEERS),--peers $(PEERS))
 
 docs: $(READY)  ## links resolve, every command and public name is described
 	$(VENV)/bin/python -m pytest -q tests/test_docs.py
