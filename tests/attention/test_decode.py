@@ -363,6 +363,39 @@ def test_real_sizes_equal_naive(dtype: torch.dtype, head_dim: int, page_size: in
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("g", [None, 0.3])
+def test_fp8_pages_with_a_bfloat16_anchor(g: float | None) -> None:
+    """Keys and values in e4m3 with a scale a head, against float64 on what those bytes mean."""
+    case = Case(lens=(700, 1, 0, 333), group=4, head_dim=128, dtype=torch.bfloat16, anchor=100, g=g).world()
+    t = case.tensors
+    k_scale, v_scale = torch.tensor([0.02, 0.01], device=DEVICE), torch.tensor([0.015, 0.03], device=DEVICE)
+    k, v = (
+        (t[n].float() / s[:, None]).to(torch.float8_e4m3fn)
+        for n, s in (("k_pages", k_scale), ("v_pages", v_scale))
+    )
+    lens = torch.tensor(case.lens, dtype=torch.int32, device=DEVICE)
+    sizes = {"page_size": 16, "num_pages": k.shape[0], "num_q_heads": 8, "num_kv_heads": 2, "head_dim": 128}
+    plan = plan_decode(t["table"], lens, **sizes, dtype=k.dtype, num_anchor=100)
+    anchor = {"anchor_k": t["anchor_k"], "anchor_v": t["anchor_v"]}
+    got = paged_fieldprint_attention(
+        t["q"], k, v, plan, **anchor, g=t.get("g"), k_scale=k_scale, v_scale=v_scale, with_mass=True
+    )
+    out, _, mass, _ = naive_attention(
+        t["q"].cpu(),
+        (k.double() * k_scale.double()[:, None]).cpu(),
+        (v.double() * v_scale.double()[:, None]).cpu(),
+        t["table"].cpu(),
+        lens.cpu(),
+        torch.arange(5),
+        **{name: tensor.cpu() for name, tensor in anchor.items()},
+        g=t["g"].cpu() if g else 0.0,
+    )
+    assert (got.out.cpu().double() - out).norm() <= 5e-3 * out.norm()
+    assert got.mass is not None
+    torch.testing.assert_close(got.mass.cpu().double(), mass, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.gpu
 def test_graph_replay_follows_the_lengths() -> None:
     case = Case(
         lens=(4000, 3, 900), head_dim=128, group=4, dtype=torch.bfloat16, programs=264, anchor=100
