@@ -361,6 +361,13 @@ def generate(
         )
         for text in prompt
     ]
+    longest = max(len(request.prompt) for request in requests) + max_new_tokens
+    trained = loaded.decoder.config.max_positions
+    if window is None and longest > trained:
+        typer.echo(
+            f"warning: up to {longest} positions, and the model was trained for {trained}; --window keeps to them",
+            err=True,
+        )
     interrupt = threading.Event()
     before = signal.signal(signal.SIGINT, _interrupter(interrupt))
     progress = _Progress(show=not as_json and sys.stderr.isatty())

@@ -35,14 +35,7 @@ def write_report(path: Path, summary: dict[str, Any]) -> None:
         _timeline(generation),
         _table(
             ["second", "what"],
-            [[f"{f['seconds']:.2f}", "injected: " + escape(f["what"])] for f in generation["faults"]]
-            + [
-                [
-                    f"{r['seconds']:.2f}",
-                    f"found: {escape(r['reason'])}; request {r['request']} back to {r['to']}",
-                ]
-                for r in generation["rollbacks"]
-            ],
+            [[f"{seconds:.2f}", what] for seconds, what in sorted(_faults(generation))],
         ),
         "<h2>Anchor mass by layer and head</h2>",
         "<p class=note>Mean share of attention that falls on the anchor, g = 0, over the decode steps of the "
@@ -71,6 +64,14 @@ def _bars(rows: list[tuple[str, int, int]]) -> str:
         lines.append(f"<rect x=330 y={y + 6} width={320 * right / of:.1f} height=18 fill=#2b7de9 />")
         lines.append(f"<text x=660 y={y + 19} font-size=13 fill=currentColor>{right} of {of}</text>")
     return "".join([*lines, "</svg>"])
+
+
+def _faults(generation: dict[str, Any]) -> list[tuple[float, str]]:
+    """What was injected and what was found, with its second."""
+    return [(f["seconds"], "injected: " + escape(f["what"])) for f in generation["faults"]] + [
+        (r["seconds"], f"found: {escape(r['reason'])}; request {r['request']} back to {r['to']}")
+        for r in generation["rollbacks"]
+    ]
 
 
 def _timeline(generation: dict[str, Any]) -> str:

@@ -368,7 +368,7 @@ def test_fp8_pages_with_a_bfloat16_anchor(g: float | None) -> None:
     """Keys and values in e4m3 with a scale a head, against float64 on what those bytes mean."""
     case = Case(lens=(700, 1, 0, 333), group=4, head_dim=128, dtype=torch.bfloat16, anchor=100, g=g).world()
     t = case.tensors
-    k_scale, v_scale = torch.tensor([0.02, 0.01], device=DEVICE), torch.tensor([0.015, 0.03], device=DEVICE)
+    k_scale, v_scale = torch.tensor([0.02, 0.03], device=DEVICE), torch.tensor([0.015, 0.03], device=DEVICE)
     k, v = (
         (t[n].float() / s[:, None]).to(torch.float8_e4m3fn)
         for n, s in (("k_pages", k_scale), ("v_pages", v_scale))
