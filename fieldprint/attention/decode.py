@@ -7,7 +7,8 @@ import torch
 import triton
 from torch import Tensor
 
-from fieldprint.attention.decode_kernel import PLAN_HEADER, decode_kernel, merge_kernel, plan_kernel
+from fieldprint.attention.decode_kernel import decode_kernel, plan_kernel
+from fieldprint.attention.merge_kernel import PLAN_HEADER, merge_kernel
 from fieldprint.errors import CapacityError
 
 MAX_ANCHOR_TOKENS = 512

@@ -421,7 +421,7 @@ def forked(world: World, length: int, **options: Any) -> tuple[list[GenerationRe
     return [GenerationRequest(tail, 40, prefix=prefix, salt=bytes(16)) for tail in tails], prefix
 
 
-@pytest.mark.parametrize("at", [1, 30, 61, 80])
+@pytest.mark.parametrize("at", [30, 61])
 def test_damage_in_a_shared_page_rolls_back_every_request_that_reads_it(
     model: LoadedModel, log: LogWriter, at: int
 ) -> None:
@@ -441,7 +441,7 @@ def test_damage_in_a_shared_page_rolls_back_every_request_that_reads_it(
     assert [p.leaf for r in faulty for p in r.pages] == [p.leaf for r in plain for p in r.pages]
 
 
-@pytest.mark.parametrize("at", [1, 2, 3, 40])
+@pytest.mark.parametrize("at", [2, 40])
 def test_a_windowed_prefix_survives_a_rollback(model: LoadedModel, log: LogWriter, at: int) -> None:
     world = make_world(model, settings=EngineSettings(chunk_size=64, commit_interval=16))
     attention = AttentionSettings(window=96)
