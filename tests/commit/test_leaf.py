@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fieldprint.commit import AbortEntry, Commitment, request_digest, text_digest, tokens_digest
+from fieldprint.commit.leaf import MAX_LEAF_SIZE
 from fieldprint.errors import FormatError
 
 LEAF = Commitment(
@@ -102,6 +103,47 @@ def test_impossible_fields_are_refused(change: dict[str, object]) -> None:
         Commitment.from_bytes(rfc8785.dumps(values))
 
 
+NUMBERS = ("page", "start", "end", "prompt_len")
+NEEDED, OPTIONAL = ("request", "tokens", "kv", "model"), ("anchor", "fieldprint", "previous", "text")
+
+
+@pytest.mark.parametrize("name", [*NUMBERS, *NEEDED, *OPTIONAL])
+def test_no_number_and_no_digest_goes_unchecked(name: str) -> None:
+    wrong: tuple[object, ...] = (True, "1", None, -1, 2**31)
+    if name not in NUMBERS:
+        wrong = (1, "", "0" * 63, "0" * 65, "AB" * 32, "0g" * 32, "ab" * 32 + "\n")
+    for value in wrong if name in (*NUMBERS, *OPTIONAL) else (None, *wrong):
+        with pytest.raises(FormatError, match=f"the leaf's {name}"):
+            replace(LEAF, **{name: value})  # type: ignore[arg-type]
+
+
+def test_numbers_reach_to_the_largest_int32() -> None:
+    largest = replace(LEAF, page=2**31 - 1, start=2**31 - 2, end=2**31 - 1, prompt_len=2**31 - 1)
+    assert Commitment.from_bytes(largest.to_bytes()) == largest
+
+
+@pytest.mark.parametrize("name", ["sampler", "attention"])
+@pytest.mark.parametrize("value", [None, [], "x", 1, {"a": []}, {"a": {}}, {"a": 1.5}, {1: "a"}], ids=str)
+def test_settings_are_flat(name: str, value: object) -> None:
+    with pytest.raises(FormatError, match=f"the leaf's {name}"):
+        replace(LEAF, **{name: value})  # type: ignore[arg-type]
+
+
+def test_a_leaf_has_at_most_the_bytes_of_a_log_entry() -> None:
+    room = MAX_LEAF_SIZE - len(replace(LEAF, sampler={"x": ""}).to_bytes())
+    largest = replace(LEAF, sampler={"x": "x" * room})
+    assert len(largest.to_bytes()) == 65535
+    assert Commitment.from_bytes(largest.to_bytes()) == largest
+    with pytest.raises(FormatError, match="more than 65535"):
+        Commitment.from_bytes(replace(LEAF, sampler={"x": "x" * (room + 1)}).to_bytes())
+
+
+def test_an_abort_entry_is_these_bytes() -> None:
+    entry = AbortEntry(request="01" * 32, page=2, reason="damaged").to_bytes()
+    request = b"01" * 32
+    assert entry == b'{"page":2,"reason":"damaged","request":"%s","type":"abort","v":1}' % request
+
+
 def test_other_entries_are_no_commitments() -> None:
     values = json.loads(LEAF.to_bytes())
     abort = AbortEntry(request="01" * 32, page=2, reason="damaged context pages [1]").to_bytes()
@@ -148,5 +190,10 @@ def test_digests_keep_kinds_salts_and_places_apart() -> None:
     }
     assert len(seen) == 6
     for length in (0, 15, 17):
-        with pytest.raises(ValueError, match="16 bytes"):
-            text_digest(bytes(length), "x")
+        for attempt in (
+            lambda salt: text_digest(salt, "x"),
+            lambda salt: request_digest(salt, ids),
+            lambda salt: tokens_digest(salt, 0, ids),
+        ):
+            with pytest.raises(ValueError, match="16 bytes"):
+                attempt(bytes(length))

@@ -68,11 +68,16 @@ LEAF = {"index": 3, "leaf": "{}", "proof": []}
         {"tokens": None},
         {"leaves": []},
         {"leaves": {}},
+        {"leaves": 5},
+        {"leaves": {"index": 3}},
         {"leaves": [5]},
         {"leaves": [LEAF | {"index": -1}]},
         {"leaves": [LEAF | {"index": True}]},
         {"leaves": [LEAF | {"leaf": 1}]},
         {"leaves": [LEAF | {"proof": "AA=="}]},
+        {"leaves": [LEAF | {"proof": {"AA==": 1}}]},
+        {"leaves": [LEAF | {"proof": 5}]},
+        {"leaves": [LEAF | {"proof": [5]}]},
         {"leaves": [LEAF | {"proof": ["AA="]}]},
         {"leaves": [LEAF | {"proof": ["AA=="] * 65}]},
         {"leaves": [LEAF | {"more": 1}]},
@@ -96,6 +101,17 @@ def test_every_field_is_needed(name: str) -> None:
     del values[name]
     with pytest.raises(FormatError, match="exactly the fields"):
         Receipt.from_bytes(rfc8785.dumps(values))
+
+
+def test_the_largest_values_are_read() -> None:
+    edge = (0, 2**31 - 1)
+    receipt = Receipt("", (LeafProof(2**53 - 1, b"", (bytes(32),) * 64),), bytes(16), edge, edge, "", b"")
+    assert Receipt.from_bytes(receipt.to_bytes()) == receipt
+
+
+def test_a_receipt_has_at_most_64_mebibytes() -> None:
+    with pytest.raises(FormatError, match="more than 67108864"):
+        Receipt.from_bytes(bytes(67108865))
 
 
 def test_bytes_have_one_spelling_and_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
