@@ -1,20 +1,16 @@
 """Run the tests of what is measured, then the measurements; no speed is printed when a test is red."""
 
-import json
 import os
 import platform
 import statistics
 import subprocess
 import sys
 import time
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
+from benchmarks.record import ROOT, write_results
 from benchmarks.shapes import STARTUP_REPEATS
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 TESTED = ("tests/attention", "tests/kvcache", "tests/generate")
 
 
@@ -35,7 +31,13 @@ def main() -> int:
     for row in measure_all():
         rows.append(row)
         _show(row)
-    _write("main_job", rows)
+    write_results(
+        "main_job",
+        rows,
+        device=f"{platform.machine()} CPU, {os.cpu_count()} cores, OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}",
+        command="python -m benchmarks",
+        packages=("torch", "transformers", "blake3", "cryptography", "numpy"),
+    )
     return 0
 
 
@@ -64,21 +66,6 @@ def _startup(cell: str, arguments: list[str]) -> dict[str, Any]:
 def _show(row: dict[str, Any]) -> None:
     line = f"{row['cell']:<30} {row['metric']:<48} {row['ours']:>9} {row['unit']:<9} x{row['ratio']:<6} {row['peers']}"
     print(line, flush=True)  # noqa: T201
-
-
-def _write(name: str, rows: list[dict[str, Any]]) -> None:
-    git = ["git", "rev-parse", "HEAD"]
-    commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603
-    packages = ("torch", "transformers", "blake3", "cryptography", "numpy")
-    result = {
-        "device": f"{platform.machine()} CPU, {os.cpu_count()} cores, OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}",
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
-        "commit": commit,
-        "command": "python -m benchmarks",
-        "rows": rows,
-    }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -7,15 +7,11 @@ of the vLLM 0.24 wheel), FlashInfer 0.7.2 and vLLM's Triton kernel; a peer that 
 
 import argparse
 import importlib
-import json
 import math
-import platform
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,10 +20,10 @@ import triton.language as tl
 from torch import Tensor
 from triton.testing import do_bench
 
+from benchmarks.record import ROOT, write_results
 from fieldprint.attention import paged_fieldprint_attention
 from fieldprint.attention.decode import plan_decode
 
-ROOT = Path(__file__).parent.parent
 PAGE = 16
 ANCHOR = 128
 MIB = 2**20
@@ -300,7 +296,13 @@ def main() -> int:
     if ratios:
         mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
         print(f"concat: geometric mean {mean:.3f}, worst {min(ratios):.3f}, best {max(ratios):.3f}")  # noqa: T201
-    write(rows, options.peers is not None)
+    write_results(
+        "attention_gpu",
+        rows,
+        device=torch.cuda.get_device_name(),
+        command="python -m benchmarks.attention_gpu" + (" --peers SITE" if options.peers else ""),
+        packages=("torch", "triton"),
+    )
     return 0
 
 
@@ -359,26 +361,6 @@ def load_peers(site: str | None) -> list[str]:
         except ImportError as error:
             print(f"left out: {peer} ({error})")  # noqa: T201
     return found
-
-
-def write(rows: list[dict[str, Any]], with_peers: bool) -> None:
-    """Write the results."""
-    git = ["git", "rev-parse", "HEAD"]
-    commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603
-    result = {
-        "device": torch.cuda.get_device_name(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": version("torch"),
-            "triton": version("triton"),
-        },
-        "commit": commit,
-        "command": "python -m benchmarks.attention_gpu" + (" --peers SITE" if with_peers else ""),
-        "rows": rows,
-    }
-    (ROOT / "benchmarks" / "results").mkdir(exist_ok=True)
-    path = ROOT / "benchmarks" / "results" / "attention_gpu.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

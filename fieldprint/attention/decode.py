@@ -9,9 +9,9 @@ from torch import Tensor
 
 from fieldprint.attention.decode_kernel import decode_kernel, plan_kernel
 from fieldprint.attention.merge_kernel import PLAN_HEADER, merge_kernel
+from fieldprint.attention.paged import MAX_ANCHOR_TOKENS
 from fieldprint.errors import CapacityError
 
-MAX_ANCHOR_TOKENS = 512
 MAX_Q_LEN = 8
 MAX_ROWS = 128  # queries of a sequence times query heads of a KV head
 SPLIT_TOKENS = 512  # of a split with batch_invariant

@@ -125,3 +125,7 @@ def _check_scalars(value: object, name: str) -> None:
         isinstance(k, str) and (v is None or isinstance(v, (str, int))) for k, v in value.items()
     ):
         raise FormatError(f"the leaf's {name} must be an object of texts, integers, booleans and nulls")
+    try:
+        rfc8785.dumps(value)
+    except rfc8785.CanonicalizationError as error:
+        raise FormatError(f"the leaf's {name} cannot be written: {error}") from error

@@ -295,9 +295,7 @@ class _Batch:
         except CapacityError:
             if self.committer is None or not self.committer.busy:
                 raise
-            yield from self._receive(
-                self.committer.wait()
-            )  # committed pages can be evicted; then there is room
+            yield from self._receive(self.committer.wait())  # committed pages can be evicted: room
             return
         self._evict(row)
         if stop == row.prompt_len and len(row.tokens) == row.prompt_len:
@@ -314,7 +312,7 @@ class _Batch:
             page_size=self.settings.page_size,
             num_pages=self.pool.num_pages,
             window=self.window,
-            num_sinks=self.attention.num_sinks,
+            num_sinks=self.num_sinks,
         )
         ids = torch.tensor(tokens, dtype=torch.int64)
         step = Step(
@@ -366,7 +364,7 @@ class _Batch:
             page_size=size,
             num_pages=self.pool.num_pages,
             window=self.window,
-            num_sinks=self.attention.num_sinks,
+            num_sinks=self.num_sinks,
         )
         where = torch.tensor(positions)
         step = Step(
@@ -394,7 +392,7 @@ class _Batch:
         yield Provisional(row.index, len(row.tokens) - 1, token)
 
     def _evict(self, row: Row) -> None:
-        row.evict(self.window, self.attention.num_sinks, verified=self.committer is not None)
+        row.evict(self.window, self.num_sinks, verified=self.committer is not None)
 
     # Committing
 
@@ -465,7 +463,7 @@ class _Batch:
         # A page of a shared prefix is one page of several rows: all of them may have read it.
         pages = {self.rows[key].sequence.pages[i] for key, found in result.damaged.items() for i in found}
         for row in self.rows:
-            if pages.intersection(row.sequence.held()):
+            if row.index in result.damaged or pages.intersection(row.sequence.held()):
                 reasons[row.index] = "a context page was damaged"
             if result.damaged_pinned:
                 reasons[row.index] = "a pinned page was damaged"

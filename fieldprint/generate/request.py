@@ -4,10 +4,9 @@ import secrets
 from dataclasses import dataclass, field
 
 from fieldprint.commit.committer import CommittedPage
+from fieldprint.commit.leaf import SALT_SIZE
 from fieldprint.generate.sampling import Sampler
 from fieldprint.kvcache import PagedSequence
-
-SALT_SIZE = 16
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,8 +62,9 @@ class LogWriter:
                     remedy="Restore the checkpoint, or choose an empty folder",
                 )
         with _disk_errors(path):
-            path.mkdir(parents=True, exist_ok=True)
-            _sync_folder(path.absolute().parent)
+            if not path.exists():
+                path.mkdir(parents=True)
+                _sync_folder(path.absolute().parent)
             self._lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -197,3 +197,10 @@ def test_digests_keep_kinds_salts_and_places_apart() -> None:
         ):
             with pytest.raises(ValueError, match="16 bytes"):
                 attempt(bytes(length))
+
+
+@pytest.mark.parametrize("value", [{"seed": 2**60}, {"seed": -(2**53)}, {"operator": "\ud800"}], ids=ascii)
+def test_what_could_not_be_written_is_refused_when_it_is_made(value: dict[str, object]) -> None:
+    for name in ("sampler", "attention"):
+        with pytest.raises(FormatError, match="cannot be written"):
+            replace(LEAF, **{name: value})  # type: ignore[arg-type]
