@@ -44,7 +44,7 @@ class EngineSettings:
     commit_interval: generated tokens after which a pass of checks and leaves starts.
     scrub_interval: decode steps between checks of the pinned pages alone.
     max_faults: faults in a row without progress after which generation ends with an error.
-    pack_weights: whether batches of two and more decode on a second copy of the weights, packed for them.
+    pack_weights: whether batches of four and more decode on a second copy of the weights, packed for them.
     """
 
     page_size: int = 16
