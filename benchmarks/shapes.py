@@ -17,8 +17,8 @@ class DecodeShape:
 DECODE = (
     DecodeShape("batch 1, context 1k", 1, 1024, 96, 3),
     DecodeShape("batch 1, context 4k", 1, 4096, 96, 3),
-    DecodeShape("batch 8, context 1k", 8, 1024, 96, 2),
-    DecodeShape("batch 8, context 4k", 8, 4096, 96, 2),
+    DecodeShape("batch 8, context 1k", 8, 1024, 96, 3),
+    DecodeShape("batch 8, context 4k", 8, 4096, 96, 3),
 )
 FIRST_TOKEN_CONTEXT = 2048
 FIRST_TOKEN_REPEATS = 5

@@ -1,5 +1,6 @@
 """The page pool: one tensor of K/V pages, reference counts, and the pins that keep a page from eviction."""
 
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -63,6 +64,7 @@ class PagePool:
                 f"no memory for {num_pages} pages ({size:.1f} GiB)",
                 remedy="Ask for fewer or shorter contexts, or set a sliding window",
             ) from error
+        self._staging = threading.local()  # where each thread lays a page's bytes in a row to hash them
         self._references = [0] * num_pages
         self._pins = [0] * num_pages
         self._free = set(range(num_pages))
@@ -202,10 +204,16 @@ class PagePool:
         size = self.layout.page_size if num_tokens is None else num_tokens
         if not 0 < size <= self.layout.page_size:
             raise ValueError(f"num_tokens must be within 1..{self.layout.page_size}, not {size}")
-        view = self.storage[:, :, page, :size]
-        raw = view.contiguous() if view.device.type != "cpu" else view
-        array = np.ascontiguousarray(raw.cpu().view(torch.uint8).numpy()).reshape(-1)
-        return blake3.digest(array.data)
+        raw = self.storage[:, :, page, :size].view(torch.uint8)
+        if raw.device.type != "cpu":
+            return blake3.digest(raw.cpu().numpy().reshape(-1).data)
+        source = raw.numpy()
+        # A fresh array a page would be mapped, zeroed and unmapped each time, at the cost of every running thread.
+        if not hasattr(self._staging, "bytes"):
+            self._staging.bytes = np.empty(self.layout.bytes_per_page, dtype=np.uint8)
+        staged = self._staging.bytes[: source.size]
+        np.copyto(staged.reshape(source.shape), source)
+        return blake3.digest(staged.data)
 
     def check_conservation(self, held: Sequence[int] | None = None) -> None:
         """Raise AssertionError if a law of the pool is broken.
