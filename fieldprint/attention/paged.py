@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fieldprint.attention.cpu import attend
 from fieldprint.attention.plan import AttentionPlan
+from fieldprint.attention.runs import attend
 
 if TYPE_CHECKING:
     from fieldprint.attention.decode import DecodePlan
@@ -63,18 +63,19 @@ def paged_fieldprint_attention(
         q: [total_q, num_q_heads, head_dim]; float32, bfloat16 or float16.
         k_pages: [num_pages, page_size, num_kv_heads, head_dim], dtype of q; slots behind a sequence's end are not read.
         v_pages: as k_pages.
-        plan: of `plan_attention` (CPU) or `plan_decode` (GPU), which holds page table, lengths, window and sinks.
+        plan: page table, lengths, window and sinks: of `plan_attention` (a CPU, and prefill on a GPU) or of
+            `plan_decode` (decode steps on a GPU, where the arguments marked "decode kernel" belong).
         anchor_k: [num_kv_heads, A, head_dim], 0 <= A <= 512, rotated for positions 0..A-1.
         anchor_v: as anchor_k.
         q_anchor: the same queries rotated for a virtual position, or None to use q.
         g: [num_q_heads] float32 in [0, 1], or None for 0.
         operator: "floor" or "mixture".
         softmax_scale: 1 / sqrt(head_dim) unless given.
-        soft_cap: c > 0 makes every logit x to c tanh(x / c); GPU only.
-        k_scale: [num_kv_heads] float32, by which fp8 keys are multiplied; GPU only.
+        soft_cap: c > 0 makes every logit x to c tanh(x / c); decode kernel.
+        k_scale: [num_kv_heads] float32, by which fp8 keys are multiplied; decode kernel.
         v_scale: as k_scale.
         with_mass: whether lse, mass and weight are returned.
-        out: where the output is written; a new tensor unless given. GPU only.
+        out: where the output is written; a new tensor unless given; decode kernel.
 
     Raises:
         ValueError: an argument does not fit; the text names it. On a GPU the range of g is not looked at, since that
@@ -83,7 +84,7 @@ def paged_fieldprint_attention(
     _check(q, k_pages, v_pages, plan, anchor_k, anchor_v, q_anchor, g, operator)
     scale = 1 / math.sqrt(q.shape[-1]) if softmax_scale is None else softmax_scale
     if not isinstance(plan, AttentionPlan):
-        return _decode_on_gpu(
+        return _decode(
             q, k_pages, v_pages, plan, anchor_k, anchor_v, q_anchor, g, operator, scale, soft_cap, k_scale, v_scale,
             with_mass, out,
         )  # fmt: skip
@@ -102,7 +103,7 @@ def paged_fieldprint_attention(
     return AttentionOutput(out, torch.logaddexp(lse_c, lse_a), mass, weight)
 
 
-def _decode_on_gpu(
+def _decode(
     q: Tensor,
     k_pages: Tensor,
     v_pages: Tensor,
@@ -124,7 +125,7 @@ def _decode_on_gpu(
     length = 0 if anchor_k is None else anchor_k.shape[1]
     if length != plan.num_anchor:
         raise ValueError(f"anchor_k holds {length} tokens, and plan was made for {plan.num_anchor}")
-    _check_gpu(
+    _check_decode(
         q,
         k_pages,
         plan,
@@ -155,7 +156,7 @@ def _decode_on_gpu(
     return AttentionOutput(result, lse, mass, weight)
 
 
-def _check_gpu(
+def _check_decode(
     q: Tensor,
     k_pages: Tensor,
     plan: "DecodePlan",
@@ -203,19 +204,19 @@ def _check(
 ) -> None:
     if q.dim() != 3 or q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"q must be [total_q, num_q_heads, head_dim] in fp32, bf16 or fp16, not {_of(q)}")
-    on_gpu = not isinstance(plan, AttentionPlan)
-    if q.device.type != "cpu" and not on_gpu:
-        raise ValueError(f"q is on {q.device}: make the plan with plan_decode")
-    eight = on_gpu and k_pages.dtype == torch.float8_e4m3fn
+    decode = not isinstance(plan, AttentionPlan)
+    if isinstance(plan, AttentionPlan) and q.device.type != plan.device.type:
+        raise ValueError(f"q is on {q.device}, and plan was made for {plan.device}")
+    eight = decode and k_pages.dtype == torch.float8_e4m3fn
     if k_pages.dim() != 4 or k_pages.shape[3] != q.shape[2] or (k_pages.dtype != q.dtype and not eight):
         raise ValueError(
             f"k_pages must be [num_pages, page_size, num_kv_heads, {q.shape[2]}] {q.dtype}, not {_of(k_pages)}"
         )
     if v_pages.shape != k_pages.shape or v_pages.dtype != k_pages.dtype:
         raise ValueError(f"v_pages must be like k_pages {_of(k_pages)}, not {_of(v_pages)}")
-    if on_gpu and (k_pages.stride(3) != 1 or v_pages.stride(3) != 1):
+    if decode and (k_pages.stride(3) != 1 or v_pages.stride(3) != 1):
         raise ValueError("k_pages and v_pages must be contiguous in their last dimension")
-    if not on_gpu and not (k_pages.is_contiguous() and v_pages.is_contiguous()):
+    if not decode and not (k_pages.is_contiguous() and v_pages.is_contiguous()):
         raise ValueError("k_pages and v_pages must be contiguous")
     num_kv_heads = k_pages.shape[2]
     if q.shape[1] % num_kv_heads:
@@ -228,7 +229,12 @@ def _check(
     if operator not in OPERATORS:
         raise ValueError(f"operator must be one of {OPERATORS}, not {operator!r}")
     if g is not None:
-        _check_g(g, q.shape[1], 0 if anchor_k is None else anchor_k.shape[1], on_gpu=on_gpu)
+        _check_g(
+            g,
+            q.shape[1],
+            0 if anchor_k is None else anchor_k.shape[1],
+            stop=not decode and q.device.type == "cpu",
+        )
 
 
 def _check_anchor(q: Tensor, num_kv_heads: int, anchor_k: Tensor | None, anchor_v: Tensor | None) -> None:
@@ -246,10 +252,11 @@ def _check_anchor(q: Tensor, num_kv_heads: int, anchor_k: Tensor | None, anchor_
             raise ValueError(f"anchor_k holds {shape[1]} tokens, more than {MAX_ANCHOR_TOKENS}")
 
 
-def _check_g(g: Tensor, num_q_heads: int, num_anchor: int, *, on_gpu: bool) -> None:
+def _check_g(g: Tensor, num_q_heads: int, num_anchor: int, *, stop: bool) -> None:
+    """`stop`: whether the values are looked at, for which the host has to have them."""
     if g.shape != (num_q_heads,) or g.dtype != torch.float32:
         raise ValueError(f"g must be [{num_q_heads}] float32, one per query head, not {_of(g)}")
-    if on_gpu:
+    if not stop:
         if num_anchor == 0:
             raise ValueError("g is given but there is no anchor to give that weight to")
         return

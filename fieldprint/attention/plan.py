@@ -24,6 +24,15 @@ class Run:
     unseeing: Tensor | None = None
     slots: Tensor | None = None
 
+    def to(self, device: torch.device) -> "Run":
+        """This run with its tensors on `device`."""
+        if device.type == "cpu":
+            return self
+        mask = self.mask.to(device) if isinstance(self.mask, Tensor) else self.mask
+        unseeing = None if self.unseeing is None else self.unseeing.to(device)
+        slots = None if self.slots is None else self.slots.to(device)
+        return Run(self.first_slot, self.num_keys, mask, unseeing, slots)
+
 
 @dataclass(frozen=True, slots=True)
 class SequencePlan:
@@ -41,6 +50,7 @@ class AttentionPlan:
     sequences: tuple[SequencePlan, ...]
     total_q: int
     num_slots: int
+    device: torch.device
 
 
 def plan_attention(
@@ -52,8 +62,9 @@ def plan_attention(
     num_pages: int,
     window: int | None = None,
     num_sinks: int = 0,
+    device: str | torch.device = "cpu",
 ) -> AttentionPlan:
-    """The plan of a step, on the host.
+    """The plan of a step, made on the host.
 
     Args:
         page_table: row b holds the pages of sequence b; entries that no query can see may be anything.
@@ -64,6 +75,7 @@ def plan_attention(
         num_pages: pages of the pool.
         window: a query at position p sees positions above p - window; None means all of them.
         num_sinks: positions below this one are seen whatever the window.
+        device: of the pages and the queries.
 
     Raises:
         ValueError: sizes that do not fit together, or a visible page outside the pool.
@@ -74,6 +86,7 @@ def plan_attention(
         raise ValueError(f"window must be at least 1 or None, not {window}")
     if num_sinks < 0:
         raise ValueError(f"num_sinks must not be negative, got {num_sinks}")
+    where = torch.device(device)
     lens = [int(n) for n in seq_lens]
     bounds = [int(n) for n in cu_seqlens_q]
     if len(bounds) != len(lens) + 1 or len(page_table) != len(lens) or bounds[0] != 0:
@@ -85,8 +98,8 @@ def plan_attention(
             raise ValueError(f"sequence {row}: {stop - first} queries do not fit a length of {length}")
         pages = page_table[row]
         runs = _runs(pages, length, stop - first, page_size, num_pages, window, num_sinks, row)
-        sequences.append(SequencePlan(first, stop, tuple(runs)))
-    return AttentionPlan(tuple(sequences), bounds[-1], num_pages * page_size)
+        sequences.append(SequencePlan(first, stop, tuple(run.to(where) for run in runs)))
+    return AttentionPlan(tuple(sequences), bounds[-1], num_pages * page_size, where)
 
 
 def _runs(

@@ -1,6 +1,7 @@
-"""The CPU path: torch's own flash attention on views of the pages, merged by log-sum-exp.
+"""Attention run by run: torch's own flash attention on views of the pages, merged by log-sum-exp.
 
-A run of neighbouring pages is a plain view; only pages that do not lie together are gathered. A long run is cut into splits of fixed length, all of
+All of it on a CPU; on a GPU the prefill, where decode steps have a kernel of their own. A run of neighbouring pages is
+a plain view; only pages that do not lie together are gathered. A long run is cut into splits of fixed length, all of
 which go to torch in one call; partial outputs are merged in the order of their positions. What a sequence gets depends
 on its own length and pages only, never on the rest of the batch.
 """
@@ -8,16 +9,13 @@ on its own length and pages only, never on the rest of the batch.
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fieldprint.attention.plan import AttentionPlan, Run, SequencePlan
 
 SPLIT = 512  # keys of one split of a long run
 LONG = 2048  # keys from which one query is worth several tasks for torch's threads
-
-# torch's flash attention for the CPU is the only one that gives back the log-sum-exp; it is a private name of
-# torch, so test_torch_flash_returns_natural_lse holds it to what is used here.
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 
 Partial = tuple[Tensor, Tensor]  # output [rows, num_q_heads, head_dim] and lse [rows, num_q_heads]
 
@@ -77,7 +75,7 @@ def _context(q: Tensor, k_slots: Tensor, v_slots: Tensor, sequence: SequencePlan
     """Queries of one sequence against its runs."""
     queries = q[sequence.first : sequence.stop]
     if not sequence.runs:
-        return torch.zeros_like(queries), torch.full(queries.shape[:2], -math.inf)
+        return torch.zeros_like(queries), torch.full(queries.shape[:2], -math.inf, device=q.device)
     attend_run = _decode_run if queries.shape[0] == 1 else _prefill_run
     partials = [part for run in sequence.runs for part in attend_run(queries, k_slots, v_slots, run, scale)]
     if len(partials) == 1:
@@ -138,3 +136,29 @@ def _rows(slots: Tensor, run: Run) -> Tensor:
 
 def _expanded(slots: Tensor, run: Run, group: int) -> Tensor:
     return _rows(slots, run).transpose(0, 1).unsqueeze(1).expand(-1, group, -1, -1)
+
+
+def _flash(
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float, is_causal: bool = False, attn_mask: Tensor | None = None
+) -> Partial:
+    """(output, natural lse) of torch's attention for the device and dtype of `q`, [batch, heads, rows, head_dim].
+
+    torch's public call does not give the log-sum-exp back. These are its private names, so
+    test_torch_flash_returns_natural_lse holds them to what is used here.
+    """
+    aten = torch.ops.aten
+    if q.device.type == "cpu":
+        out, lse = aten._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, 0.0, is_causal, attn_mask=attn_mask, scale=scale
+        )
+    elif attn_mask is None and q.dtype != torch.float32:
+        out, lse = aten._scaled_dot_product_flash_attention(q, k, v, 0.0, is_causal, False, scale=scale)[:2]
+    else:  # flash attention knows neither float32 nor masks
+        bias = None
+        if attn_mask is not None:  # rows of the bias must begin at multiples of 16 elements
+            columns = attn_mask.shape[-1]
+            bias = F.pad(attn_mask, (0, -columns % 16))[..., :columns].expand(*q.shape[:2], -1, -1)
+        out, lse = aten._scaled_dot_product_efficient_attention(
+            q, k, v, bias, True, 0.0, is_causal, scale=scale
+        )[:2]
+    return out, lse[..., : q.shape[2]]
