@@ -7,7 +7,8 @@ overhead to speak of (docs/design/0001-own-decoder.md has the measurement). Weig
 frequencies come from transformers (`adapters/transformers.py`), and tests hold the logits to transformers' own.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,10 @@ from torch import Tensor
 from fieldprint.attention import AttentionPlan, paged_fieldprint_attention, plan_attention
 from fieldprint.kvcache import PagePool
 from fieldprint.kvcache.pool import PageLayout
+from fieldprint.kvcache.store import Rotation, rotate_and_store
+
+if TYPE_CHECKING:
+    from fieldprint.attention.decode import DecodePlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +46,12 @@ class Linear:
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "Linear":
+        """The same map elsewhere."""
+        return Linear(
+            self.weight.to(device, dtype), None if self.bias is None else self.bias.to(device, dtype)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +88,11 @@ class LayerWeights:
     q_norm: Tensor | None = None
     k_norm: Tensor | None = None
 
+    def to(self, device: torch.device, dtype: torch.dtype) -> "LayerWeights":
+        """The same weights elsewhere."""
+        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        return replace(self, **{name: x.to(device, dtype) for name, x in given.items()})
+
 
 @dataclass(frozen=True, slots=True)
 class Injection:
@@ -108,7 +124,7 @@ class Step:
     token_ids: Tensor
     positions: Tensor
     slots: Tensor
-    plan: AttentionPlan
+    plan: "AttentionPlan | DecodePlan"
     anchor_positions: Tensor | None = None
 
 
@@ -140,6 +156,28 @@ class Decoder:
         """The serving dtype."""
         return self.embedding.dtype
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return self.embedding.device
+
+    def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> "Decoder":
+        """This decoder on `device`, in `dtype` unless that is None; itself where nothing changes."""
+        where, dtype = torch.device(device), dtype or self.dtype
+        if (where.type, dtype) == (self.device.type, self.dtype):
+            return self
+        tied = self.head.weight.data_ptr() == self.embedding.data_ptr()
+        embedding = self.embedding.to(where, dtype)
+        return Decoder(
+            self.config,
+            embedding,
+            [layer.to(where, dtype) for layer in self.layers],
+            self.final_norm.to(where, dtype),
+            Linear(embedding, self.head.bias) if tied else self.head.to(where, dtype),
+            self.inv_freq.to(where),
+            self.rotary_scale,
+        )
+
     def page_layout(self, page_size: int) -> PageLayout:
         """The layout of the pages that this decoder reads and writes."""
         c = self.config
@@ -147,7 +185,8 @@ class Decoder:
 
     def packed(self, rows: int) -> "Decoder":
         """A decoder for decode steps of `rows` rows, on packed weights where that helps (from 4 rows on); else this one."""
-        if rows < 4 or self.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
+        cpu = self.device.type == "cpu" and torch.backends.mkldnn.is_available()
+        if rows < 4 or self.dtype != torch.float32 or not cpu:
             return self
         layers = [
             replace(
@@ -184,6 +223,7 @@ class Decoder:
         c = self.config
         rotation = self._rotation(step.positions)
         anchor_rotation = None if step.anchor_positions is None else self._rotation(step.anchor_positions)
+        use_kernel = not isinstance(step.plan, AttentionPlan) or self.device.type != "cpu"
         x = F.embedding(step.token_ids, self.embedding)
         rows = x.shape[0]
         num_heads = c.num_q_heads + 2 * c.num_kv_heads
@@ -195,18 +235,17 @@ class Decoder:
                 q, k = qk.split([c.num_q_heads, c.num_kv_heads], 1)
                 q = F.rms_norm(q, (c.head_dim,), layer.q_norm, c.rms_eps)
                 qk = torch.cat([q, F.rms_norm(k, (c.head_dim,), layer.k_norm, c.rms_eps)], 1)
-            rotated = _rotate(qk, *rotation)
-            q = rotated[:, : c.num_q_heads]
             k_pages, v_pages = pool.k_pages(index), pool.v_pages(index)
-            k_pages.view(-1, c.num_kv_heads, c.head_dim).index_copy_(
-                0, step.slots, rotated[:, c.num_q_heads :]
+            q, q_anchor = rotate_and_store(
+                qk,
+                heads[:, c.num_q_heads + c.num_kv_heads :],
+                rotation,
+                None if injection is None else anchor_rotation,
+                step.slots,
+                k_pages,
+                v_pages,
+                use_kernel=use_kernel,
             )
-            v_pages.view(-1, c.num_kv_heads, c.head_dim).index_copy_(
-                0, step.slots, heads[:, c.num_q_heads + c.num_kv_heads :]
-            )
-            q_anchor = None
-            if anchor_rotation is not None and injection is not None:
-                q_anchor = _rotate(qk[:, : c.num_q_heads], *anchor_rotation)
             attended = paged_fieldprint_attention(
                 q,
                 k_pages,
@@ -237,10 +276,12 @@ class Decoder:
         The canonical path is one forward pass over all tokens in float32 with full causal attention.
 
         Raises:
-            ValueError: the decoder does not compute in float32, or no token is given.
+            ValueError: the decoder does not compute in float32 on a CPU, or no token is given.
         """
-        if self.dtype != torch.float32:
-            raise ValueError(f"anchors are realized in float32, and this decoder computes in {self.dtype}")
+        if self.dtype != torch.float32 or self.device.type != "cpu":
+            raise ValueError(
+                f"anchors are realized in float32 on a CPU, and this decoder computes in {self.dtype} on {self.device}"
+            )
         if not token_ids:
             raise ValueError("token_ids must hold at least one token")
         count = len(token_ids)
@@ -251,7 +292,7 @@ class Decoder:
         self.forward(Step(ids, positions, positions, plan), pool)
         return pool.storage[:, 0, 0].clone(), pool.storage[:, 1, 0].clone()
 
-    def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def _rotation(self, positions: Tensor) -> Rotation:
         """cos and signed sin of the rotary angles, [rows, 1, head_dim] in the serving dtype."""
         angles = positions.float().unsqueeze(1) * self.inv_freq
         cos, sin = angles.cos() * self.rotary_scale, angles.sin() * self.rotary_scale
@@ -259,8 +300,3 @@ class Decoder:
             torch.cat([cos, cos], -1).unsqueeze(1).to(self.dtype),
             torch.cat([-sin, sin], -1).unsqueeze(1).to(self.dtype),
         )
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of [rows, heads, head_dim]; sin carries the sign of the half that is swapped in."""
-    return torch.addcmul(x * cos, torch.roll(x, x.shape[-1] // 2, -1), sin)

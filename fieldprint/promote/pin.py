@@ -52,9 +52,9 @@ class PinnedAnchor:
             raise ValueError(
                 f"g must be one number in [0, 1], or one for each of {num_q_heads} query heads, not {g}"
             )
-        weights = (
-            None if operator == "floor" and not any(values) else torch.tensor(values, dtype=torch.float32)
-        )
+        weights = None
+        if operator != "floor" or any(values):
+            weights = torch.tensor(values, dtype=torch.float32, device=self.pool.storage.device)
         first, last = self.pages[0], self.pages[-1]
         slots = (
             self.pool.storage[:, :, first : last + 1].flatten(2, 3)[:, :, : self.num_tokens].transpose(2, 3)
@@ -115,7 +115,7 @@ def promote_anchor(
 
     Args:
         verified: of `verify_anchor(..., model=...)`.
-        decoder: the model; float32 unless a file is given.
+        decoder: the model, which need not be where the pool is; in float32 on a CPU unless a file is given.
         pool: where the pages are pinned.
         token_ids: the anchor's text under the model's tokenizer, in the record's form.
         fieldprint_file: of `Fieldprint.save`, to check instead of recomputing.
@@ -152,13 +152,13 @@ def promote_anchor(
         )
     if fieldprint_file is not None:
         fieldprint = Fieldprint.load(fieldprint_file)
-    elif decoder.dtype == torch.float32:
+    elif decoder.dtype == torch.float32 and decoder.device.type == "cpu":
         fieldprint = compute_fieldprint(decoder, token_ids)
     else:
         raise VerificationError(
             4,
-            f"a decoder in {decoder.dtype} cannot realize an anchor",
-            remedy="Give a fieldprint file, or load in float32",
+            f"a decoder in {decoder.dtype} on {decoder.device} cannot realize an anchor",
+            remedy="Give a fieldprint file, or load in float32 on the CPU",
         )
     root = fieldprint.root()
     if root != record.root:
