@@ -6,15 +6,15 @@ in the same bytes as a run without.
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
-from fieldprint.attention import plan_attention
 from fieldprint.commit.committer import CommitJob, CommitResult, Committer, PageCheck, RequestTerms
 from fieldprint.commit.leaf import request_digest
-from fieldprint.decoder import Decoder, Injection, Step
+from fieldprint.decoder import Decoder, Injection
 from fieldprint.errors import CapacityError, IntegrityError
+from fieldprint.generate.passes import Flight, HostSteps, Passes, Steps
 from fieldprint.generate.rebuild import rebuild_pages
 from fieldprint.generate.request import (
     AttentionSettings,
@@ -32,6 +32,9 @@ from fieldprint.generate.row import Row, page_digests
 from fieldprint.kvcache import PagedSequence, PagePool
 from fieldprint.promote import PinnedAnchor
 from fieldprint.tlog import LogWriter
+
+if TYPE_CHECKING:
+    from fieldprint.generate.graph import DecodeGraph, GraphShape
 
 MassObserver = Callable[[list[Tensor]], None]
 
@@ -62,9 +65,12 @@ class Engine:
         self.settings = EngineSettings(pool.layout.page_size) if settings is None else settings
         if pool.layout != decoder.page_layout(self.settings.page_size):
             raise ValueError("the pool's page layout is not the one of the decoder and the settings")
+        if pool.storage.device.type != decoder.device.type:
+            raise ValueError(f"the pool is on {pool.storage.device}, and the decoder on {decoder.device}")
         self._decode = decode
         self._stopping = False
         self._packed: dict[int, Decoder] = {}
+        self._graphs: dict[GraphShape, DecodeGraph] = {}
         self._batch: _Batch | None = None
 
     def stop(self) -> None:
@@ -93,7 +99,7 @@ class Engine:
         try:
             for start in range(0, len(tokens), size):
                 chunk = tokens[start : start + size]
-                batch.forward_chunk(sequence, chunk)
+                batch.passes.forward_chunk(sequence, chunk)
                 chunks.append((start, start + len(chunk)))
                 digests = page_digests(sequence, digests)
                 if batch.window is not None:  # a rollback computes the last chunk again: keep what it sees
@@ -157,6 +163,15 @@ class Engine:
             self._packed = {rows: self.decoder.packed(rows)}
         return self._packed[rows]
 
+    def graph_for(self, shape: "GraphShape", injection: Injection | None) -> "DecodeGraph":
+        """The captured decode step of that shape; the last one is kept for the next batch that fits it."""
+        from fieldprint.generate.graph import DecodeGraph
+
+        if shape not in self._graphs:
+            self._graphs.clear()  # its memory first
+            self._graphs[shape] = DecodeGraph(self.decoder, self.pool, shape, injection)
+        return self._graphs[shape]
+
     @property
     def stopping(self) -> bool:
         """Whether `stop` was called."""
@@ -192,16 +207,19 @@ class _Batch:
         native = engine.decoder.config.native_window
         windows = [w for w in (attention.window, native) if w is not None]
         self.window = min(windows) if windows else None
-        self.offset = 0 if anchor is None else anchor.num_tokens
+        self.num_sinks = attention.num_sinks
+        self.passes = Passes(
+            engine.decoder, engine.pool, engine.settings, self.injection, self.window, self.num_sinks
+        )
         self.observe_mass = observe_mass
         self.committer = None if log is None else Committer(self.pool, log)
-        self.decoder = engine.decoder  # of decode steps; `add` may replace it by one with packed weights
         self.anchor_digest = None if anchor is None else anchor.verified.digest
-        self.num_sinks = attention.num_sinks
         self.rows: list[Row] = []
-        self.scratch: list[int] = []
+        self.steps: Steps  # made by `add`, once the rows are known
+        self.flight: Flight | None = None  # the step whose tokens are not known yet
+        self.scratch: list[int] = []  # the page that padding writes to
         self.leased: list[int] = []  # pages on which the job in flight has a reference
-        self.steps = 0
+        self.steps_since_check = 0
         self.faults = 0
 
     def add(self, requests: Sequence[GenerationRequest]) -> None:
@@ -209,14 +227,28 @@ class _Batch:
         for request in requests:
             self._check_prefix(request.prefix)
         self.scratch = self.pool.allocate(1)
-        if self.settings.pack_weights:
-            self.decoder = self.engine.decoder_for(len(requests))
         for index, request in enumerate(requests):
             row = Row(index, request, self.pool, self._terms(request))
             self.rows.append(row)
             row.plan_chunks(self.settings.chunk_size)
             if self.window is None:
                 row.sequence.reserve(row.prompt_len - row.sequence.length + request.max_new_tokens)
+        self.steps = self._make_steps()
+
+    def _make_steps(self) -> Steps:
+        count, engine = len(self.rows), self.engine
+        with_mass = self.observe_mass is not None
+        kernel = self.settings.decode_kernel
+        if kernel is False or (kernel is None and engine.decoder.device.type == "cpu"):
+            packed = self.settings.pack_weights
+            decoder = engine.decoder_for(count) if packed else engine.decoder
+            return HostSteps(self.passes, count, self.scratch[0], decoder, with_mass=with_mass)
+        from fieldprint.generate.graph import GraphSteps, graph_shape
+
+        longest = max(row.prompt_len + row.request.max_new_tokens for row in self.rows)
+        seeded = any(row.request.sampler.temperature for row in self.rows)
+        shape = graph_shape(self.passes, count, longest, seeded=seeded, with_mass=with_mass)
+        return GraphSteps(self.passes, engine.graph_for(shape, self.injection), self.scratch[0])
 
     def _check_prefix(self, prefix: Prefix | None) -> None:
         if prefix is None:
@@ -257,7 +289,7 @@ class _Batch:
             decoding = [row for row in self.rows if row.decoding and self._may_go_on(row)]
             if prefilling is not None:
                 yield from self._prefill(prefilling)
-            elif decoding:
+            elif decoding or self.flight is not None:
                 yield from self._decode(decoding)
             elif self.committer is not None:
                 if not self.committer.busy:
@@ -277,7 +309,10 @@ class _Batch:
         return row.reason is None and not row.finished and row.chunk_to_do() is not None
 
     def _may_go_on(self, row: Row) -> bool:
-        return self.committer is None or row.provisional < self.settings.provisional_cap
+        ahead = self.flight is not None and row.index in self.flight.rows  # one token more than is known
+        if len(row.generated) + ahead >= row.request.max_new_tokens:
+            return False
+        return self.committer is None or row.provisional + ahead < self.settings.provisional_cap
 
     # Computing
 
@@ -291,7 +326,7 @@ class _Batch:
             row.reason = "interrupted"
             return
         try:
-            hidden = self.forward_chunk(row.sequence, row.tokens[start:stop])
+            hidden = self.passes.forward_chunk(row.sequence, row.tokens[start:stop])
         except CapacityError:
             if self.committer is None or not self.committer.busy:
                 raise
@@ -299,93 +334,43 @@ class _Batch:
             return
         self._evict(row)
         if stop == row.prompt_len and len(row.tokens) == row.prompt_len:
-            yield from self._accept(row, self.engine.decoder.logits(hidden[-1:])[0])
-
-    def forward_chunk(self, sequence: PagedSequence, tokens: Sequence[int]) -> Tensor:
-        """Hidden states of `tokens` behind the end of `sequence`, whose pages they fill."""
-        slots = sequence.prepare(len(tokens))
-        positions = torch.arange(sequence.length - len(tokens), sequence.length)
-        plan = plan_attention(
-            [sequence.pages],
-            [sequence.length],
-            [0, len(tokens)],
-            page_size=self.settings.page_size,
-            num_pages=self.pool.num_pages,
-            window=self.window,
-            num_sinks=self.num_sinks,
-        )
-        ids = torch.tensor(tokens, dtype=torch.int64)
-        step = Step(
-            ids, positions + self.offset, torch.tensor(slots), plan, self._anchor_positions(positions)
-        )
-        return self.engine.decoder.forward(step, self.pool, self.injection)
-
-    def _anchor_positions(self, positions: Tensor) -> Tensor | None:
-        """min(position, A + W): the anchor stays within the trained range however far the context goes."""
-        if self.injection is None:
-            return None
-        limit = (
-            self.window
-            if self.window is not None
-            else self.engine.decoder.config.max_positions - 1 - self.offset
-        )
-        virtual = (positions + self.offset).clamp(max=self.offset + limit)
-        return None if bool(torch.equal(virtual, positions + self.offset)) else virtual
-
-    def forward_rows(
-        self, cells: dict[int, tuple[PagedSequence, int]], masses: list[Tensor] | None = None
-    ) -> Tensor:
-        """Hidden states of one decode step, [rows, hidden_size]; rows without a cell are padding.
-
-        Args:
-            cells: row index to (sequence, token behind its end).
-            masses: gets the anchor mass of each layer.
-        """
-        size = self.settings.page_size
-        ids, positions, slots, tables, lens = [], [], [], [], []
-        for index in range(len(self.rows)):
-            if index in cells:
-                sequence, token = cells[index]
-                slots += sequence.prepare(1)
-                ids.append(token)
-                positions.append(sequence.length - 1)
-                tables.append(sequence.pages)
-                lens.append(sequence.length)
-            else:
-                slots.append(self.scratch[0] * size + index % size)
-                ids.append(0)
-                positions.append(0)
-                tables.append([])
-                lens.append(0)
-        plan = plan_attention(
-            tables,
-            lens,
-            range(len(self.rows) + 1),
-            page_size=size,
-            num_pages=self.pool.num_pages,
-            window=self.window,
-            num_sinks=self.num_sinks,
-        )
-        where = torch.tensor(positions)
-        step = Step(
-            torch.tensor(ids), where + self.offset, torch.tensor(slots), plan, self._anchor_positions(where)
-        )
-        return self.decoder.forward(step, self.pool, self.injection, masses)
+            logits = self.engine.decoder.logits(hidden[-1:])[0]
+            yield from self._accept(row, row.request.sampler.draw(logits, len(row.tokens)))
 
     def _decode(self, rows: Sequence[Row]) -> Iterator[Event]:
-        """One token for each of `rows`."""
-        masses: list[Tensor] | None = [] if self.observe_mass is not None else None
-        hidden = self.forward_rows({row.index: (row.sequence, row.tokens[-1]) for row in rows}, masses)
-        logits = self.decoder.logits(hidden)
-        if self.observe_mass is not None and masses:
-            self.observe_mass([mass[[row.index for row in rows]] for mass in masses])
-        self.steps += 1
-        for row in rows:
-            yield from self._accept(row, logits[row.index])
+        """Start a step of `rows`; take the tokens of the one before while it runs, or its own where it has run."""
+        before, self.flight = self.flight, None
+        if rows:
+            self.flight = self.steps.decode(rows, {} if before is None else before.rows)
+        if before is not None:
+            yield from self._land(before)
+        if not self.steps.runs_ahead:
+            yield from self._land_all()
+
+    def _land_all(self) -> Iterator[Event]:
+        flight, self.flight = self.flight, None
+        if flight is not None:
+            yield from self._land(flight)
+
+    def _land(self, flight: Flight) -> Iterator[Event]:
+        """One token for each row of a step."""
+        tokens = flight.tokens()
+        if self.observe_mass is not None and flight.masses:
+            self.observe_mass([mass[list(flight.rows)] for mass in flight.masses])
+        self.steps_since_check += 1
+        for row in flight.rows.values():
+            yield from self._accept(row, tokens[row.index])
+            if row.reason is not None:
+                self._forget_flight(row)
+                row.sequence.truncate(min(row.sequence.length, len(row.tokens) - 1))
             self._evict(row)
 
-    def _accept(self, row: Row, logits: Tensor) -> Iterator[Event]:
-        token = row.request.sampler.draw(logits, len(row.tokens))
+    def _forget_flight(self, row: Row) -> None:
+        """The step in flight does not count for this row: what it writes lies behind the row's end."""
+        if self.flight is not None:
+            self.flight.rows.pop(row.index, None)
+
+    def _accept(self, row: Row, token: int) -> Iterator[Event]:
         row.accept(token)
         if self.engine.stopping and row.reason is None:
             row.reason = "interrupted"
@@ -417,7 +402,7 @@ class _Batch:
         return False
 
     def _scrub_due(self) -> bool:
-        return self.anchor is not None and self.steps >= self.settings.scrub_interval
+        return self.anchor is not None and self.steps_since_check >= self.settings.scrub_interval
 
     def _submit(self, *, commit: bool = True) -> None:
         """Start a pass: over the pinned pages, and with `commit` over everything that new leaves depend on."""
@@ -427,7 +412,7 @@ class _Batch:
         for row in self.rows:
             if commit and not row.finished and row.complete_pages() > len(row.pages):
                 jobs.append(row.job(None if row.reason is None else self.engine.text(row.generated)))
-        self.steps = 0
+        self.steps_since_check = 0
         self.leased = [check.page for job in jobs for check in job.checks]
         self.leased += [new.page for job in jobs for new in job.new if new.digest is None and new.filled]
         self.pool.share(self.leased)
@@ -457,6 +442,7 @@ class _Batch:
 
     def _recover(self, result: CommitResult) -> Iterator[Event]:
         """Repair the damage from what is signed or committed, then roll back what may depend on it."""
+        yield from self._land_all()
         reasons: dict[int, str] = {}
         if result.log_error is not None:
             reasons = {job.key: f"the log refused: {result.log_error.what}" for job in result.job.requests}
@@ -470,7 +456,7 @@ class _Batch:
         if result.damaged_pinned and self.anchor is not None:
             self.anchor.rewrite()
         for key, damaged in result.damaged.items():
-            rebuild_pages(self, self.rows[key], damaged)
+            rebuild_pages(self.passes, self.steps, self.rows[key], damaged)
         for key, reason in sorted(reasons.items()):
             row = self.rows[key]
             if not row.finished:

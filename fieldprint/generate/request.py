@@ -44,7 +44,9 @@ class EngineSettings:
     commit_interval: generated tokens after which a pass of checks and leaves starts.
     scrub_interval: decode steps between checks of the pinned pages alone.
     max_faults: faults in a row without progress after which generation ends with an error.
-    pack_weights: whether batches of four and more decode on a second copy of the weights, packed for them.
+    pack_weights: whether batches of four and more decode on a second copy of the weights, packed for them (CPU).
+    decode_kernel: whether decode steps run in the Triton kernel, on a GPU as a CUDA graph; None: on a GPU, not on a CPU,
+        where Triton's interpreter is needed for it.
     """
 
     page_size: int = 16
@@ -54,6 +56,7 @@ class EngineSettings:
     scrub_interval: int = 4
     max_faults: int = 3
     pack_weights: bool = True
+    decode_kernel: bool | None = None
 
     def __post_init__(self) -> None:
         for name in (

@@ -100,7 +100,8 @@ class Row:
     def evict(self, window: int | None, num_sinks: int, *, verified: bool) -> None:
         """Release pages that no query from `resume_position` on can see."""
         if window is not None:
-            resume = self.resume_position() if verified else self.sequence.length
+            known = min(self.sequence.length, len(self.tokens) - 1)  # a step in flight is one further
+            resume = self.resume_position() if verified else known
             # With a window of 1 the page before `resume` is seen by nobody, and still its end is where a rollback goes.
             self.sequence.evict_before(resume - max(window, 2) + 1, num_sinks=num_sinks)
 
