@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fieldprint.errors import FieldprintError, FormatError, VerificationError
+from fieldprint.errors import CapacityError, FieldprintError, FormatError, VerificationError
 
 if TYPE_CHECKING:
     from fieldprint.adapters.transformers import LoadedModel
@@ -338,6 +338,9 @@ def generate(
     top_p: Annotated[float, typer.Option("--top-p", help="Nucleus of seeded sampling.")] = 1.0,
     seed: Annotated[int, typer.Option("--seed", help="Of seeded sampling.")] = 0,
     dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[
+        str, typer.Option("--device", help="cpu, or cuda to decode with the GPU's kernels.")
+    ] = "cpu",
     raw: Annotated[
         bool, typer.Option("--raw", help="Use the prompts as they are, without the chat template.")
     ] = False,
@@ -350,6 +353,7 @@ def generate(
     trusted = _policy(policy)
     signed = None if anchor_file is None else _read(anchor_file)
     _writable_folder(receipts)
+    _check_device(device)
     loaded = _model(model, dtype)
     sampler = Sampler(temperature, top_p, seed)
     requests = [
@@ -383,6 +387,7 @@ def generate(
                 now=datetime.now(UTC),
                 attention=AttentionSettings(operator, g, window),
                 fieldprint_file=fieldprint,
+                device=device,
                 on_event=progress,
                 interrupt=interrupt,
             )
@@ -585,6 +590,17 @@ def _model(folder: Path | None, dtype: str = "float32") -> "LoadedModel":
     from fieldprint.adapters.transformers import load_model
 
     return load_model(path, dtype=dtype)
+
+
+def _check_device(name: str) -> None:
+    if name not in ("cpu", "cuda"):
+        raise typer.BadParameter(f"{name!r} is neither cpu nor cuda", param_hint="--device")
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise CapacityError(
+            "torch finds no CUDA device", remedy="Install a CUDA build of torch, or leave --device out"
+        )
 
 
 def _entry(entry: bytes) -> dict[str, Any]:

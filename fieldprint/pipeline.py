@@ -73,6 +73,7 @@ def run(
     attention: AttentionSettings | None = None,
     settings: EngineSettings | None = None,
     fieldprint_file: Path | None = None,
+    device: str = "cpu",
     on_event: Callable[[Event], None] | None = None,
     interrupt: threading.Event | None = None,
 ) -> list[Answer]:
@@ -88,6 +89,7 @@ def run(
         attention: operator, floor, window, sinks.
         settings: page size, provisional cap and the like.
         fieldprint_file: to load the anchor's K/V instead of recomputing them.
+        device: where to generate; `model` is on the CPU, where the anchor is realized, and is copied there.
         on_event: called with each event as it happens.
         interrupt: when set, every request ends at its next token; what it has is committed.
 
@@ -102,14 +104,15 @@ def run(
     if signed is not None:
         registry = Registry.replay(reader.entries(), policy)
         verified = verify_anchor(signed, policy, now=now, registry=registry, model=model.digest)
-    pool = page_pool(model.decoder, requests, attention, settings, verified)
+    pool = page_pool(model.decoder, requests, attention, settings, verified, device=device)
     pinned = None
     if verified is not None:
         pinned = promote_anchor(
             verified, model.decoder, pool, anchor_tokens(model, verified), fieldprint_file=fieldprint_file
         )
         log.append([promotion_of(pinned, model.digest).to_entry()])
-    engine = Engine(model.decoder, pool, decode=model.decode, model=model.digest, settings=settings)
+    decoder = model.decoder.to(device)
+    engine = Engine(decoder, pool, decode=model.decode, model=model.digest, settings=settings)
     results: dict[int, GenerationResult] = {}
     # Closed before the caller can close the log, whatever happens here: the committer may still be at work.
     with closing(engine.generate(requests, anchor=pinned, attention=attention, log=log)) as events:
@@ -155,6 +158,8 @@ def page_pool(
     attention: AttentionSettings,
     settings: EngineSettings,
     verified: VerifiedAnchor | None,
+    *,
+    device: str = "cpu",
 ) -> PagePool:
     """A pool for the batch, the anchor, and the twin of a request that is being rebuilt."""
     size = settings.page_size
@@ -168,7 +173,8 @@ def page_pool(
             )
         resident.append(-(-positions // size) + 2)
     anchor = 0 if verified is None or verified.record is None else -(-verified.record.num_tokens // size)
-    return PagePool(decoder.page_layout(size), sum(resident) + max(resident) + anchor + 2)
+    pages = sum(resident) + max(resident) + anchor + 2
+    return PagePool(decoder.page_layout(size), pages, device=device)
 
 
 def receipt_of(result: GenerationResult, reader: LogReader, signed: bytes | None) -> Receipt:
