@@ -12,7 +12,13 @@ ROOT = Path(__file__).parent.parent
 
 
 def write_results(
-    name: str, rows: list[dict[str, Any]], *, device: str, command: str, packages: Sequence[str]
+    name: str,
+    rows: list[dict[str, Any]],
+    *,
+    device: str,
+    command: str,
+    packages: Sequence[str],
+    path: Path | None = None,
 ) -> Path:
     """The file that was written.
 
@@ -22,6 +28,7 @@ def write_results(
         device: in words.
         command: that made the rows.
         packages: whose versions are recorded.
+        path: of the file, if it shall lie elsewhere.
     """
     git = ["git", "rev-parse", "--verify", "HEAD"]
     commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603
@@ -32,7 +39,7 @@ def write_results(
         "command": command,
         "rows": rows,
     }
-    path = ROOT / "benchmarks" / "results" / f"{name}.json"
+    path = path or ROOT / "benchmarks" / "results" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
     return path
