@@ -4,7 +4,7 @@ VENV   ?= .venv
 PIP    := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c requirements/dev.txt
 READY  := $(VENV)/.ready
 
-.PHONY: demo test lint bench bench-gpu docs clean
+.PHONY: demo test lint bench bench-gpu figures docs clean
 
 demo: $(READY)  ## the whole story on a real model, into demo-out/
 	$(VENV)/bin/fieldprint demo
@@ -22,6 +22,9 @@ bench: $(READY)  ## measurements into benchmarks/results/
 
 bench-gpu: $(READY)  ## the decode kernel on one GPU; PEERS=folder adds FlashAttention-3, FlashInfer and vLLM's kernel
 	$(VENV)/bin/python -m benchmarks.attention_gpu $(if $(PEERS),--peers $(PEERS))
+
+figures:  ## the drawings of docs/kernel.md, from the script and the committed results
+	$(PYTHON) docs/figures/draw.py
 
 docs: $(READY)  ## links resolve, every command and public name is described
 	$(VENV)/bin/python -m pytest -q tests/test_docs.py
