@@ -1,14 +1,14 @@
 """Decode on a GPU: the device-side plan of a step, and the call that every layer makes with it."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
-from fieldprint.attention.decode_kernel import decode_kernel, plan_kernel
-from fieldprint.attention.merge_kernel import PLAN_HEADER, merge_kernel
+from fieldprint.attention.decode_kernel import plan_kernel
+from fieldprint.attention.launch import paged_decode, rows_block
+from fieldprint.attention.merge_kernel import PLAN_HEADER
 from fieldprint.attention.paged import MAX_ANCHOR_TOKENS
 from fieldprint.errors import CapacityError
 
@@ -125,7 +125,7 @@ class DecodePlan:
             NUM_SINKS=self.num_sinks,
             BLOCK_N=self.config.block_n,
             UNIT=self.unit,
-            BLOCK_B=_block_b(self.batch),
+            BLOCK_B=rows_block(self.batch),
         )
 
 
@@ -255,104 +255,47 @@ def decode(
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """(out, lse, mass, weight) of a decode step; arguments as the entry's, checked."""
-    total, num_q_heads, head_dim = q.shape
     out = torch.empty_like(q) if out is None else out
     if mixture and g is None:
-        g = torch.zeros(num_q_heads, dtype=torch.float32, device=q.device)
-    shape = (total, num_q_heads)
-    has_anchor = anchor_k is not None and plan.num_anchor > 0
-    apart = has_anchor and (with_mass or g is not None)
-    lse = torch.empty(shape, dtype=torch.float32, device=q.device) if with_mass else None
-    mass = torch.empty_like(lse) if lse is not None and has_anchor else None
-    weight = torch.empty_like(lse) if lse is not None and has_anchor else None
-    group = num_q_heads // plan.num_kv_heads
-    rows = group * plan.q_len
-    nothing = plan.parts_lse  # stands where a pointer is not used
+        g = torch.zeros(q.shape[1], dtype=torch.float32, device=q.device)
+    lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device) if with_mass else None
+    mass = torch.empty_like(lse) if lse is not None and anchor_k is not None else None
+    weight = torch.empty_like(lse) if lse is not None and anchor_k is not None else None
     config = plan.config
-    strides: dict[str, int] = {
-        "stride_table": plan.page_table.stride(0),
-        "stride_kp": k_pages.stride(0),
-        "stride_kt": k_pages.stride(1),
-        "stride_kh": k_pages.stride(2),
-        "stride_vp": v_pages.stride(0),
-        "stride_vt": v_pages.stride(1),
-        "stride_vh": v_pages.stride(2),
-        "stride_ah": anchor_k.stride(0) if anchor_k is not None else 0,
-        "stride_at": anchor_k.stride(1) if anchor_k is not None else 0,
-    }
-    shared = {
-        "GROUP": group,
-        "Q_LEN": plan.q_len,
-        "D": head_dim,
-        "BLOCK_D": triton.next_power_of_2(head_dim),
-        "BLOCK_R": triton.next_power_of_2(rows),
-        "INVARIANT": plan.batch_invariant,
-        "ANCHOR": 2 if apart else 1 if has_anchor else 0,
-        "OPERATOR": 1 if mixture else 0,
-        "HAS_G": g is not None,
-        "WITH_LSE": with_mass,
-        "WITH_MASS": with_mass and has_anchor,
-    }
-    results = (
-        out,
-        nothing if lse is None else lse,
-        nothing if mass is None else mass,
-        nothing if weight is None else weight,
-        plan.parts_o,
-        plan.parts_lse,
-    )
-    weights = nothing if g is None else g
-    kernel: Any = decode_kernel
-    kernel[(plan.num_programs,)](
+    paged_decode(
         q,
-        q if q_anchor is None else q_anchor,
         k_pages,
         v_pages,
         plan.page_table,
         plan.units,
-        q if anchor_k is None else anchor_k,
-        q if anchor_v is None else anchor_v,
-        weights,
-        nothing if k_scale is None else k_scale,
-        nothing if v_scale is None else v_scale,
-        *results,
+        anchor_k,
+        anchor_v,
+        q_anchor,
+        g,
+        k_scale,
+        v_scale,
+        out,
+        lse,
+        mass,
+        weight,
+        plan.parts_o,
+        plan.parts_lse,
         plan.arrivals,
-        plan.batch,
-        plan.num_kv_heads,
-        plan.num_anchor,
+        mixture,
         scale,
-        **strides,
-        **shared,
-        BLOCK_M=max(16, triton.next_power_of_2(rows)),
-        BLOCK_N=config.block_n,
-        BLOCK_B=_block_b(plan.batch),
-        BLOCK_C=config.merge_width,
-        PAGE=plan.page_size,
-        HAS_Q_ANCHOR=q_anchor is not None,
-        HAS_SCALES=k_scale is not None,
-        FP8=k_pages.dtype == torch.float8_e4m3fn,
-        CAP=soft_cap,
-        WINDOW=plan.window or 0,
-        NUM_SINKS=plan.num_sinks,
-        UNIT=plan.unit,
-        STAGES=config.num_stages,
-        MERGE_HERE=not config.merge_apart,
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
+        soft_cap,
+        plan.q_len,
+        plan.window or 0,
+        plan.num_sinks,
+        plan.unit,
+        plan.batch_invariant,
+        plan.num_programs,
+        config.block_n,
+        config.num_stages,
+        config.num_warps,
+        config.merge_width,
+        config.merge_apart,
     )
-    if config.merge_apart:
-        merge: Any = merge_kernel
-        merge[(plan.batch * num_q_heads * plan.q_len,)](
-            plan.units,
-            weights,
-            *results,
-            plan.batch,
-            plan.num_kv_heads,
-            plan.anchor_units,
-            **shared,
-            BLOCK_C=32,
-            num_warps=4,
-        )
     return out, lse, mass, weight
 
 
@@ -360,11 +303,6 @@ def _units_of_a_sequence(length: int, q_len: int, window: int | None, num_sinks:
     """The most splits that a sequence of `length` can have, anchor and sinks among them."""
     visible = length if window is None else min(length, window + q_len + SPLIT_TOKENS)
     return -(-visible // SPLIT_TOKENS) + -(-num_sinks // SPLIT_TOKENS) + 2
-
-
-def _block_b(batch: int) -> int:
-    """Few sizes, so that few kernels are built."""
-    return max(64, int(triton.next_power_of_2(batch)))
 
 
 def _multiprocessors(device: torch.device) -> int:

@@ -202,7 +202,7 @@ def decode_kernel(
     ANCHOR: tl.constexpr, OPERATOR: tl.constexpr, HAS_G: tl.constexpr, HAS_Q_ANCHOR: tl.constexpr,
     HAS_SCALES: tl.constexpr, FP8: tl.constexpr, WITH_LSE: tl.constexpr, WITH_MASS: tl.constexpr, CAP: tl.constexpr,
     WINDOW: tl.constexpr, NUM_SINKS: tl.constexpr, INVARIANT: tl.constexpr, UNIT: tl.constexpr, STAGES: tl.constexpr,
-    MERGE_HERE: tl.constexpr,
+    MERGE_HERE: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """ANCHOR: 0 none, 1 folded into the context's softmax (concat), 2 apart. OPERATOR: 0 floor, 1 mixture."""
     program = tl.program_id(0)
@@ -226,6 +226,8 @@ def decode_kernel(
     anchor_units = (anchor_tiles + UNIT - 1) // UNIT
     SLOT_ROWS: tl.constexpr = 2 * BLOCK_R if ANCHOR == 2 else BLOCK_R
 
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
     while x < stop:
         before = tl.load(
             plan + PLAN_HEADER - 1 + row, mask=row > 0, other=0

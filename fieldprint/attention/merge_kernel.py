@@ -125,9 +125,12 @@ def merge_kernel(
     plan, g, out, lse_out, mass_out, weight_out, parts_o, parts_lse, batch, num_kv_heads, anchor_units,
     GROUP: tl.constexpr, Q_LEN: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr, INVARIANT: tl.constexpr, ANCHOR: tl.constexpr, OPERATOR: tl.constexpr, HAS_G: tl.constexpr,
-    WITH_LSE: tl.constexpr, WITH_MASS: tl.constexpr,
+    WITH_LSE: tl.constexpr, WITH_MASS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """The merge as a launch of its own, a program for each row of each (sequence, KV head)."""
+    """The merge as a launch of its own, a program for each row of each (sequence, KV head).
+
+    EARLY: it was launched while decode_kernel runs (programmatic dependent launch), and waits for its end.
+    """
     index = tl.program_id(0)
     inner = index % (Q_LEN * GROUP)
     row = (index // (Q_LEN * GROUP)) % batch
@@ -139,6 +142,8 @@ def merge_kernel(
     parts = (begin + count - 1) // per - begin // per + 1
     if INVARIANT:
         parts = count
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
     if parts > 1:  # else the one program that had it all has written the output
         SLOT_ROWS: tl.constexpr = 2 * BLOCK_R if ANCHOR == 2 else BLOCK_R
         one = tl.arange(0, 1)
