@@ -82,15 +82,17 @@ def check_same(want: Tensor, runs: Mapping[str, Run], world: World) -> None:
             raise RuntimeError(f"{name} differs from ours by {float(error):.2e}")
 
 
-def row(cell: str, metric: str, taken: float, peers: dict[str, float], best: float | None) -> Row:
+def row(
+    cell: str, metric: str, taken: float, peers: dict[str, float], best: float | None, unit: str = "us"
+) -> Row:
     """One row of the results, printed; `best` is the time that ours is compared with."""
     ratio = None if best is None else round(best / taken, 3)
-    shown = "  ".join(f"{peer} {value:.1f}" for peer, value in peers.items())
-    say(f"{cell:<34} {metric:<24} {taken:9.1f} us  x{ratio or '-':<6} {shown}")
+    shown = "  ".join(f"{peer} {value:.2f}" for peer, value in peers.items())
+    say(f"{cell:<34} {metric:<24} {taken:9.2f} {unit}  x{ratio or '-':<6} {shown}")
     return {
         "cell": cell,
         "metric": f"time, {metric}",
-        "unit": "us",
+        "unit": unit,
         "ours": taken,
         "peers": peers,
         "ratio": ratio,
