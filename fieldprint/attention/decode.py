@@ -6,7 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
-from fieldprint.attention.decode_kernel import plan_kernel
+from fieldprint.attention.decode_kernel import LONG, MEDIUM, plan_kernel
 from fieldprint.attention.launch import paged_decode, rows_block
 from fieldprint.attention.merge_kernel import PLAN_HEADER
 from fieldprint.attention.paged import MAX_ANCHOR_TOKENS
@@ -14,7 +14,7 @@ from fieldprint.errors import CapacityError
 
 MAX_Q_LEN = 8
 MAX_ROWS = 128  # queries of a sequence times query heads of a KV head
-SPLIT_TOKENS = 512  # of a split with batch_invariant
+SPLIT_TOKENS = 256  # of a split with batch_invariant, of a sequence up to MEDIUM
 PAGE_SIZES = (1, 16, 32, 64, 128)
 
 
@@ -102,7 +102,7 @@ class DecodePlan:
 
     @property
     def unit(self) -> int:
-        """Tiles of a unit."""
+        """Tiles of a unit, of a short sequence if batch-invariant."""
         return SPLIT_TOKENS // self.config.block_n if self.batch_invariant else 1
 
     @property
@@ -300,9 +300,13 @@ def decode(
 
 
 def _units_of_a_sequence(length: int, q_len: int, window: int | None, num_sinks: int) -> int:
-    """The most splits that a sequence of `length` can have, anchor and sinks among them."""
-    visible = length if window is None else min(length, window + q_len + SPLIT_TOKENS)
-    return -(-visible // SPLIT_TOKENS) + -(-num_sinks // SPLIT_TOKENS) + 2
+    """The most splits that a sequence of up to `length` can have, anchor and sinks among them."""
+    if window is not None:
+        splits = -(-min(length, window + q_len + SPLIT_TOKENS) // SPLIT_TOKENS)
+    else:
+        sizes = ((MEDIUM.value, 1), (LONG.value, 2), (length, 4))
+        splits = max(-(-min(length, longest) // (SPLIT_TOKENS * grown)) for longest, grown in sizes)
+    return splits + -(-num_sinks // SPLIT_TOKENS) + 2 + -(-MAX_ANCHOR_TOKENS // SPLIT_TOKENS)
 
 
 def _multiprocessors(device: torch.device) -> int:

@@ -1,7 +1,7 @@
 """The kernels of PagedFieldprintAttention for decode on a GPU, in Triton. docs/kernel.md has the drawings and the reasons.
 
 Work is cut into units. A unit is one tile of BLOCK_N keys of one sequence, anchor tiles first; under `INVARIANT` it is
-a split of SPLIT tiles at absolute positions. All units of a step lie on one line, KV head by KV head, sequence by
+a split at absolute positions, of a size that follows from the sequence's own length. All units of a step lie on one line, KV head by KV head, sequence by
 sequence; program i takes the units [i * per, (i + 1) * per) of it, so every program reads the same amount. What it
 has of a (sequence, KV head) that it shares with others it writes as a partial result; the program that arrives last
 merges them, in the order of the line.
@@ -12,7 +12,19 @@ import triton.language as tl
 
 from fieldprint.attention.merge_kernel import PLAN_HEADER, finish, merge_and_finish
 
+# A sequence longer than these has splits of twice and four times the size, if batch-invariant.
+MEDIUM = tl.constexpr(8192)
+LONG = tl.constexpr(65536)
 LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _unit_of(length, UNIT: tl.constexpr):
+    """Tiles of a unit of the context. A split grows with its own sequence: fewer parts to merge, the same bits in any batch."""
+    unit = UNIT
+    if UNIT > 1:
+        unit = UNIT * tl.where(length > MEDIUM, tl.where(length > LONG, 4, 2), 1)
+    return unit
 
 
 @triton.jit
@@ -22,11 +34,11 @@ def _context_units(
     WINDOW: tl.constexpr,
     NUM_SINKS: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    UNIT: tl.constexpr,
+    unit,
 ):
     """(first tile of the window, tiles of sinks before it, units): what of a sequence its queries see.
 
-    UNIT is the tiles of a unit; units of the window lie at multiples of UNIT tiles, those of the sinks from 0 on.
+    Units of the window lie at multiples of `unit` tiles, those of the sinks from 0 on.
     """
     tiles = (length + BLOCK_N - 1) // BLOCK_N
     if WINDOW > 0:
@@ -36,7 +48,7 @@ def _context_units(
     else:
         first = tiles * 0
         sinks = tiles * 0
-    units = (tiles + UNIT - 1) // UNIT - first // UNIT + (sinks + UNIT - 1) // UNIT
+    units = (tiles + unit - 1) // unit - first // unit + (sinks + unit - 1) // unit
     return first, sinks, tl.maximum(units, 1)
 
 
@@ -59,7 +71,7 @@ def plan_kernel(
     """Write the plan of a step: units a program, units of one KV head, and their prefix sums by sequence."""
     rows = tl.arange(0, BLOCK_B)
     length = tl.load(seq_lens + rows, mask=rows < batch, other=0)
-    _, _, units = _context_units(length, Q_LEN, WINDOW, NUM_SINKS, BLOCK_N, UNIT)
+    _, _, units = _context_units(length, Q_LEN, WINDOW, NUM_SINKS, BLOCK_N, _unit_of(length, UNIT))
     units = tl.where(rows < batch, units + anchor_units, 0)
     ends = tl.cumsum(units, 0)
     total = tl.sum(units, 0)
@@ -239,7 +251,8 @@ def decode_kernel(
         if INVARIANT:
             hi = lo + 1
         length = tl.load(plan + PLAN_HEADER + batch + row)
-        first, sinks, _ = _context_units(length, Q_LEN, WINDOW, NUM_SINKS, BLOCK_N, UNIT)
+        unit = _unit_of(length, UNIT)
+        first, sinks, _ = _context_units(length, Q_LEN, WINDOW, NUM_SINKS, BLOCK_N, unit)
 
         q_row = row * Q_LEN + offs_m // GROUP
         q_head = head * GROUP + offs_m % GROUP
@@ -280,10 +293,10 @@ def decode_kernel(
         u_lo = tl.maximum(lo - anchor_units, 0)
         u_hi = tl.maximum(hi - anchor_units, 0)
         all_tiles = tl.maximum((length + BLOCK_N - 1) // BLOCK_N, 1)
-        sink_units = (sinks + UNIT - 1) // UNIT
+        sink_units = (sinks + unit - 1) // unit
         if WINDOW > 0:
-            s_lo = tl.minimum(u_lo * UNIT, sinks)
-            s_hi = tl.minimum(u_hi * UNIT, sinks)
+            s_lo = tl.minimum(u_lo * unit, sinks)
+            s_hi = tl.minimum(u_hi * unit, sinks)
             m, l, acc = _edge_tiles(
                 queries_c, k_head, v_head, pages, s_lo, s_hi, length, stride_kp, stride_kt, stride_vp, stride_vt,
                 k_factor, row_end, m, l, acc, D, BLOCK_D, BLOCK_N, PAGE, CAP, Q_LEN, WINDOW, NUM_SINKS,
@@ -291,9 +304,9 @@ def decode_kernel(
             plain_lo = (tl.maximum(length - WINDOW, 0) + BLOCK_N - 1) // BLOCK_N
         else:
             plain_lo = 0
-        base = first // UNIT - sink_units
-        c_lo = tl.maximum((tl.maximum(u_lo, sink_units) + base) * UNIT, first)
-        c_hi = tl.minimum((u_hi + base) * UNIT, all_tiles)
+        base = first // unit - sink_units
+        c_lo = tl.maximum((tl.maximum(u_lo, sink_units) + base) * unit, first)
+        c_hi = tl.minimum((u_hi + base) * unit, all_tiles)
         c_hi = tl.where(u_hi > sink_units, tl.maximum(c_hi, c_lo), c_lo)
         plain_hi = (length - Q_LEN + 1) // BLOCK_N
         p_lo = tl.minimum(tl.maximum(c_lo, plain_lo), c_hi)

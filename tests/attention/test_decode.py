@@ -194,6 +194,9 @@ class Case:
         Case(batch_invariant=True, lens=(5, 700, 0, 1100)),
         Case(batch_invariant=True, lens=(1200, 700), window=600, num_sinks=3, anchor=20),
         Case(batch_invariant=True, lens=(1100, 7), with_mass=False),
+        Case(batch_invariant=True, lens=(8193, 300), num_kv_heads=1, anchor=300),  # splits grow with the length
+        Case(batch_invariant=True, lens=(8300,), window=700, num_sinks=300, num_kv_heads=1),
+        Case(batch_invariant=True, lens=(65540,), num_kv_heads=1, group=1),
         Case(batch_invariant=True, lens=(1100, 7), g=0.5),
         Case(merge_apart=True, lens=(300, 5, 0, 700), programs=6),
         Case(merge_apart=True, lens=(300, 5, 0, 700), programs=6, g=0.3, with_mass=False),
@@ -396,10 +399,12 @@ def test_fp8_pages_with_a_bfloat16_anchor(g: float | None) -> None:
 
 
 @pytest.mark.gpu
-def test_graph_replay_follows_the_lengths() -> None:
+@pytest.mark.parametrize("merge_apart", [False, True], ids=["merge here", "merge apart"])
+def test_graph_replay_follows_the_lengths(merge_apart: bool) -> None:
     case = Case(
-        lens=(4000, 3, 900), head_dim=128, group=4, dtype=torch.bfloat16, programs=264, anchor=100
-    ).world()
+        lens=(4000, 3, 900), head_dim=128, group=4, dtype=torch.bfloat16, programs=264, anchor=100,
+        merge_apart=merge_apart,
+    ).world()  # fmt: skip
     plan = case.plan()
     t = case.tensors
     out = torch.empty_like(t["q"])
