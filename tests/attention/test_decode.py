@@ -194,7 +194,8 @@ class Case:
         Case(batch_invariant=True, lens=(5, 700, 0, 1100)),
         Case(batch_invariant=True, lens=(1200, 700), window=600, num_sinks=3, anchor=20),
         Case(batch_invariant=True, lens=(1100, 7), with_mass=False),
-        Case(batch_invariant=True, lens=(8193, 300), num_kv_heads=1, anchor=300),  # splits grow with the length
+        # Splits grow with the length.
+        Case(batch_invariant=True, lens=(8193, 300), num_kv_heads=1, anchor=300),
         Case(batch_invariant=True, lens=(8300,), window=700, num_sinks=300, num_kv_heads=1),
         Case(batch_invariant=True, lens=(65540,), num_kv_heads=1, group=1),
         Case(batch_invariant=True, lens=(1100, 7), g=0.5),
