@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 import triton
 from torch import Tensor
+from triton.runtime.interpreter import InterpretedFunction
 
 from fieldprint.attention.decode_kernel import LONG, MEDIUM, plan_kernel
 from fieldprint.attention.launch import paged_decode, rows_block
@@ -324,6 +325,10 @@ def _check_plan(
     window: int | None,
     num_sinks: int,
 ) -> None:
+    if page_table.device.type == "cpu" and not isinstance(plan_kernel, InterpretedFunction):
+        raise ValueError(
+            "page_table is on the CPU: the decode kernel needs a GPU, or TRITON_INTERPRET=1 set before Python starts"
+        )
     if page_table.dim() != 2 or page_table.dtype != torch.int32 or page_table.stride(1) != 1:
         raise ValueError("page_table must be [batch, max_pages] int32 with neighbouring columns")
     if seq_lens.shape != page_table.shape[:1] or seq_lens.dtype != torch.int32:

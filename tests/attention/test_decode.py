@@ -4,6 +4,9 @@ NaN lies in every slot that holds no visible position and in the output; page ta
 """
 
 import math
+import os
+import subprocess
+import sys
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -354,6 +357,18 @@ def test_bad_plans_are_named(change: dict[str, object], text: str) -> None:
     arguments = good | change
     with pytest.raises(ValueError, match=text):
         plan_decode(arguments.pop("page_table"), arguments.pop("seq_lens"), **arguments)
+
+
+def test_a_plan_on_a_cpu_without_the_interpreter_is_refused() -> None:
+    source = (
+        "import torch; from fieldprint.attention.decode import plan_decode; "
+        "z = torch.zeros(1, 1, dtype=torch.int32); "
+        "plan_decode(z, z[0], page_size=16, num_pages=1, num_q_heads=1, num_kv_heads=1, head_dim=64)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", source], env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "ValueError: page_table is on the CPU: the decode kernel needs a GPU" in done.stderr
 
 
 @pytest.mark.gpu
