@@ -57,7 +57,8 @@ def paged_decode(
     batch, num_kv_heads = page_table.shape[0], k_pages.shape[2]
     num_q_heads, head_dim = q.shape[1:]
     num_anchor = 0 if anchor_k is None else anchor_k.shape[1]
-    apart = num_anchor > 0 and (lse is not None or g is not None)
+    # The anchor has no scales, so its output stays apart where the context has.
+    apart = num_anchor > 0 and (lse is not None or g is not None or v_scale is not None)
     group = num_q_heads // num_kv_heads
     nothing = parts_lse  # stands where a pointer is not used
     # The merge is launched while the last programs still run, and waits on the device for what they write.

@@ -381,6 +381,29 @@ def test_real_sizes_equal_naive(dtype: torch.dtype, head_dim: int, page_size: in
     wide.check()
 
 
+@pytest.mark.parametrize("with_mass", [False, True])
+def test_scales_are_those_of_the_context_alone(with_mass: bool) -> None:
+    case = Case(lens=(300, 5, 0, 40), anchor=40, with_mass=with_mass).world()
+    t = case.tensors
+    k_scale, v_scale = torch.tensor([0.5, 2.0], device=DEVICE), torch.tensor([3.0, 0.25], device=DEVICE)
+    anchor = {"anchor_k": t["anchor_k"], "anchor_v": t["anchor_v"]}
+    got = paged_fieldprint_attention(
+        t["q"], t["k_pages"], t["v_pages"], case.plan(), **anchor, k_scale=k_scale, v_scale=v_scale,
+        with_mass=with_mass,
+    ).out  # fmt: skip
+    want, *_ = naive_attention(
+        t["q"].cpu(),
+        (t["k_pages"] * k_scale[:, None]).cpu(),
+        (t["v_pages"] * v_scale[:, None]).cpu(),
+        t["table"].cpu(),
+        torch.tensor(case.lens),
+        torch.arange(5),
+        **{name: tensor.cpu() for name, tensor in anchor.items()},
+        g=0.0,
+    )
+    assert (got.cpu().double() - want).norm() <= TOLERANCE[case.dtype] * want.norm()
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("g", [None, 0.3])
 def test_fp8_pages_with_a_bfloat16_anchor(g: float | None) -> None:

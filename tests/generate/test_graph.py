@@ -1,6 +1,6 @@
 """Decode steps in the Triton kernel against those by torch's operators: the same tokens, leaves and repairs.
 
-On a GPU: captured graphs and the whole demo model. Without one: Triton's interpreter and the model's first layers.
+On a GPU: captured graphs and the whole demo model. Without one: Triton's interpreter and the model's first layer.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -88,7 +88,7 @@ def model(model_folder: Path) -> LoadedModel:
         return loaded
     d = loaded.decoder
     few = Decoder(
-        replace(d.config, num_layers=2), d.embedding, d.layers[:2], d.final_norm, d.head, d.inv_freq
+        replace(d.config, num_layers=1), d.embedding, d.layers[:1], d.final_norm, d.head, d.inv_freq
     )
     return replace(loaded, decoder=few)
 
@@ -165,7 +165,7 @@ def test_a_flipped_bit_of_the_anchor_is_found_and_repaired(model: LoadedModel, l
 
     def inject(number: int, event: Event) -> None:
         if number == 25:
-            world.engine.pool.storage.view(torch.uint8)[1, 1, world.pinned.pages[0], 2, 0, 9] ^= 1 << 5
+            world.engine.pool.storage.view(torch.uint8)[0, 1, world.pinned.pages[0], 2, 0, 9] ^= 1 << 5
 
     faulty, events = world.run(requests, inject, log=log)
     assert [e for e in events if isinstance(e, RolledBack)]
