@@ -17,6 +17,10 @@ from fieldprint.attention.plan import AttentionPlan, Run, SequencePlan
 SPLIT = 512  # keys of one split of a long run
 LONG = 2048  # keys from which one query is worth several tasks for torch's threads
 
+_FLASH_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+_FLASH_GPU = torch.ops.aten._scaled_dot_product_flash_attention.default
+_EFFICIENT_GPU = torch.ops.aten._scaled_dot_product_efficient_attention.default
+
 Partial = tuple[Tensor, Tensor]  # output [rows, num_q_heads, head_dim] and lse [rows, num_q_heads]
 
 
@@ -146,19 +150,15 @@ def _flash(
     torch's public call does not give the log-sum-exp back. These are its private names, so
     test_torch_flash_returns_natural_lse holds them to what is used here.
     """
-    aten = torch.ops.aten
     if q.device.type == "cpu":
-        out, lse = aten._scaled_dot_product_flash_attention_for_cpu(
-            q, k, v, 0.0, is_causal, attn_mask=attn_mask, scale=scale
-        )
-    elif attn_mask is None and q.dtype != torch.float32:
-        out, lse = aten._scaled_dot_product_flash_attention(q, k, v, 0.0, is_causal, False, scale=scale)[:2]
-    else:  # flash attention knows neither float32 nor masks
-        bias = None
-        if attn_mask is not None:  # rows of the bias must begin at multiples of 16 elements
-            columns = attn_mask.shape[-1]
-            bias = F.pad(attn_mask, (0, -columns % 16))[..., :columns].expand(*q.shape[:2], -1, -1)
-        out, lse = aten._scaled_dot_product_efficient_attention(
-            q, k, v, bias, True, 0.0, is_causal, scale=scale
-        )[:2]
+        on_cpu: Partial = _FLASH_CPU(q, k, v, 0.0, is_causal, attn_mask=attn_mask, scale=scale)
+        return on_cpu
+    if attn_mask is None and q.dtype != torch.float32:
+        out, lse = _FLASH_GPU(q, k, v, 0.0, is_causal, False, scale=scale)[:2]
+        return out, lse[..., : q.shape[2]]
+    bias = None  # flash attention on a GPU knows neither float32 nor masks
+    if attn_mask is not None:  # rows of the bias must begin at multiples of 16 elements
+        columns = attn_mask.shape[-1]
+        bias = F.pad(attn_mask, (0, -columns % 16))[..., :columns].expand(*q.shape[:2], -1, -1)
+    out, lse = _EFFICIENT_GPU(q, k, v, bias, True, 0.0, is_causal, scale=scale)[:2]
     return out, lse[..., : q.shape[2]]
