@@ -7,15 +7,15 @@ import triton
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
-from fieldprint.attention.decode_kernel import LONG, MEDIUM, plan_kernel
-from fieldprint.attention.launch import paged_decode, rows_block
-from fieldprint.attention.merge_kernel import PLAN_HEADER
+from fieldprint.attention.launch import paged_decode
 from fieldprint.attention.paged import MAX_ANCHOR_TOKENS
+from fieldprint.attention.plan_kernel import LONG, MEDIUM, PLAN_RECORD, PLAN_ROW, plan_kernel
 from fieldprint.errors import CapacityError
 
 MAX_Q_LEN = 8
 MAX_ROWS = 128  # queries of a sequence times query heads of a KV head
 SPLIT_TOKENS = 256  # of a split with batch_invariant, of a sequence up to MEDIUM
+MAX_WAVES = 16  # of programs of a batch-invariant launch; where there are more splits, a program has several
 PAGE_SIZES = (1, 16, 32, 64, 128)
 
 
@@ -23,10 +23,10 @@ PAGE_SIZES = (1, 16, 32, 64, 128)
 class DecodeConfig:
     """How the kernel is built and launched.
 
-    block_n: keys of a tile. num_stages: of the software pipeline. num_warps: of a program. programs_per_sm: programs of
-    a launch for each multiprocessor. merge_width: partial results that a merge reads at once. merge_apart: whether
-    merging is a launch of its own, which pays where few sequences are cut into many parts. min_tokens: keys that a
-    program has at least, if there are so many.
+    block_n: keys of a tile. num_stages: of the software pipeline; the tiles in flight are one fewer. num_warps: of a
+    program. programs_per_sm: programs of a launch for each multiprocessor. merge_width: partial results that a merge
+    reads at once. merge_apart: whether merging is a launch of its own, which pays where few sequences are cut into many
+    parts. min_tokens: keys that a program has at least, if there are so many.
     """
 
     block_n: int
@@ -39,7 +39,13 @@ class DecodeConfig:
 
 
 def config_for(
-    head_dim: int, element_size: int, rows: int, heads: int, *, batch_invariant: bool = False
+    head_dim: int,
+    element_size: int,
+    rows: int,
+    heads: int,
+    *,
+    page_size: int = 16,
+    batch_invariant: bool = False,
 ) -> DecodeConfig:
     """The measured choice (docs/kernel.md) for a head size, bytes of a K/V element, rows of a tile, and KV heads of a batch.
 
@@ -47,16 +53,14 @@ def config_for(
     the choice does not depend on `heads`, since another tile would give other bits.
     """
     width = triton.next_power_of_2(head_dim)
-    block_n = max(16, min(32, 4096 // (width * element_size)))
+    few = heads <= 32 and not batch_invariant  # each is cut into many parts
     if rows > 32:
-        return DecodeConfig(32, 3, 4, 2, 2)
+        return DecodeConfig(32, 4, 4, 2, 2)
     if rows > 16 or width > 128:
-        return DecodeConfig(block_n, 3, 2, 4, 4)
-    if batch_invariant:
-        return DecodeConfig(2 * block_n, 3, 2, 4, merge_apart=True)
-    if heads <= 32:  # each is cut into many parts
-        return DecodeConfig(2 * block_n, 3, 2, 4, merge_apart=True)
-    return DecodeConfig(block_n, 4, 1, 8, 8 if rows <= 4 else 4)
+        return DecodeConfig(16, 4, 2, 4, 4)
+    if few:
+        return DecodeConfig(16, 4, 1, 4, merge_apart=True)
+    return DecodeConfig(16, 3, 1, 8, 8 if rows <= 4 else 4, merge_apart=batch_invariant)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,8 +84,9 @@ class DecodePlan:
     num_sinks: int
     batch_invariant: bool
     config: DecodeConfig
-    num_programs: int
-    units: Tensor
+    num_ranges: int
+    num_records: int
+    work: Tensor
     parts_o: Tensor
     parts_lse: Tensor
     arrivals: Tensor
@@ -102,31 +107,34 @@ class DecodePlan:
         return self.num_pages * self.page_size
 
     @property
-    def unit(self) -> int:
-        """Tiles of a unit, of a short sequence if batch-invariant."""
-        return SPLIT_TOKENS // self.config.block_n if self.batch_invariant else 1
-
-    @property
-    def anchor_units(self) -> int:
-        """Units of the anchor."""
-        return -(-self.num_anchor // (self.config.block_n * self.unit))
+    def aligned(self) -> bool:
+        """Whether every sequence begins with a program of its own."""
+        return 2 * self.batch <= self.num_ranges
 
     def update(self) -> None:
-        """Cut the work anew for the present `seq_lens`; no allocation, no synchronization."""
-        plan_kernel[(1,)](
+        """Cut the work anew for the present `seq_lens` and pages; no allocation, no synchronization."""
+        config = self.config
+        block_b = max(64, triton.next_power_of_2(self.batch))
+        block_i = max(16, min(256, 16384 // block_b))
+        plan_kernel[(triton.cdiv(self.num_records, block_i),)](
             self.seq_lens,
-            self.units,
+            self.page_table,
+            self.work,
             self.batch,
-            self.num_kv_heads,
-            self.num_programs,
-            max(1, self.config.min_tokens // self.config.block_n // self.unit),
-            self.anchor_units,
+            self.num_ranges,
+            self.num_records,
+            max(1, config.min_tokens // config.block_n),
+            -(-self.num_anchor // config.block_n),
+            self.page_table.stride(0),
             Q_LEN=self.q_len,
             WINDOW=self.window or 0,
             NUM_SINKS=self.num_sinks,
-            BLOCK_N=self.config.block_n,
-            UNIT=self.unit,
-            BLOCK_B=rows_block(self.batch),
+            BLOCK_N=config.block_n,
+            PAGE=self.page_size,
+            SPLIT=SPLIT_TOKENS // config.block_n if self.batch_invariant else 0,
+            ALIGNED=self.aligned,
+            BLOCK_B=block_b,
+            BLOCK_I=block_i,
         )
 
 
@@ -181,19 +189,23 @@ def plan_decode(
         raise ValueError(
             f"q_len {q_len} times {num_q_heads // num_kv_heads} query heads a KV head is above {MAX_ROWS}"
         )
-    heads = page_table.shape[0] * num_kv_heads
-    config = config or config_for(head_dim, dtype.itemsize, rows, heads, batch_invariant=batch_invariant)
+    batch = page_table.shape[0]
+    config = config or config_for(
+        head_dim, dtype.itemsize, rows, batch * num_kv_heads, page_size=page_size, batch_invariant=batch_invariant
+    )
     programs = num_programs or _multiprocessors(page_table.device) * config.programs_per_sm
-    slots = 2 * programs
+    ranges = max(1, programs // num_kv_heads)
+    records = ranges if 2 * batch <= ranges else ranges + batch
     if batch_invariant:
         length = max_length or page_table.shape[1] * page_size
-        slots = page_table.shape[0] * num_kv_heads * _units_of_a_sequence(length, q_len, window, num_sinks)
-    parts = slots * 2 * triton.next_power_of_2(rows)
+        records = batch * _splits_of_a_sequence(length, q_len, window, num_sinks, num_anchor)
+        ranges = min(records, MAX_WAVES * ranges)
+    parts = records * num_kv_heads * 2 * triton.next_power_of_2(rows)
     try:
         parts_o = seq_lens.new_empty(parts * triton.next_power_of_2(head_dim), dtype=torch.float32)
     except RuntimeError as error:
         raise CapacityError(
-            f"no memory for {slots} partial results", remedy="Give max_length, or a smaller batch"
+            f"no memory for {records} partial results", remedy="Give max_length, or a smaller batch"
         ) from error
     plan = DecodePlan(
         page_table=page_table,
@@ -209,11 +221,12 @@ def plan_decode(
         num_sinks=num_sinks,
         batch_invariant=batch_invariant,
         config=config,
-        num_programs=programs,
-        units=seq_lens.new_empty(PLAN_HEADER.value + 2 * page_table.shape[0]),
+        num_ranges=ranges,
+        num_records=records,
+        work=seq_lens.new_empty(PLAN_ROW.value * batch + PLAN_RECORD.value * records),
         parts_o=parts_o,
         parts_lse=seq_lens.new_empty(parts, dtype=torch.float32),
-        arrivals=seq_lens.new_zeros(page_table.shape[0] * num_kv_heads),
+        arrivals=seq_lens.new_zeros(batch * num_kv_heads),
     )
     plan.update()
     return plan
@@ -268,7 +281,7 @@ def decode(
         k_pages,
         v_pages,
         plan.page_table,
-        plan.units,
+        plan.work,
         anchor_k,
         anchor_v,
         q_anchor,
@@ -288,9 +301,7 @@ def decode(
         plan.q_len,
         plan.window or 0,
         plan.num_sinks,
-        plan.unit,
-        plan.batch_invariant,
-        plan.num_programs,
+        plan.num_ranges,
         config.block_n,
         config.num_stages,
         config.num_warps,
@@ -300,14 +311,16 @@ def decode(
     return out, lse, mass, weight
 
 
-def _units_of_a_sequence(length: int, q_len: int, window: int | None, num_sinks: int) -> int:
+def _splits_of_a_sequence(
+    length: int, q_len: int, window: int | None, num_sinks: int, num_anchor: int
+) -> int:
     """The most splits that a sequence of up to `length` can have, anchor and sinks among them."""
     if window is not None:
-        splits = -(-min(length, window + q_len + SPLIT_TOKENS) // SPLIT_TOKENS)
+        splits = -(-min(length, window + q_len + SPLIT_TOKENS) // SPLIT_TOKENS) + -(-num_sinks // SPLIT_TOKENS) + 2
     else:
         sizes = ((MEDIUM.value, 1), (LONG.value, 2), (length, 4))
-        splits = max(-(-min(length, longest) // (SPLIT_TOKENS * grown)) for longest, grown in sizes)
-    return splits + -(-num_sinks // SPLIT_TOKENS) + 2 + -(-MAX_ANCHOR_TOKENS // SPLIT_TOKENS)
+        splits = max(1, *(-(-min(length, longest) // (SPLIT_TOKENS * grown)) for longest, grown in sizes))
+    return splits + -(-num_anchor // SPLIT_TOKENS)
 
 
 def _multiprocessors(device: torch.device) -> int:
@@ -337,6 +350,8 @@ def _check_plan(
         raise ValueError("seq_lens and page_table must be on one device")
     if page_table.shape[0] < 1:
         raise ValueError("page_table must have at least one row")
+    if page_table.shape[1] < 1:
+        raise ValueError("page_table must have at least one column")
     if page_size not in PAGE_SIZES:
         raise ValueError(f"page_size must be one of {PAGE_SIZES}, not {page_size}")
     if not 1 <= q_len <= MAX_Q_LEN:

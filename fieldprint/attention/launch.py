@@ -9,7 +9,8 @@ from torch import Tensor
 from fieldprint.attention.decode_kernel import decode_kernel
 from fieldprint.attention.merge_kernel import merge_kernel
 
-MERGE_APART_WIDTH = 32  # partial results that the merge of its own reads at once
+MERGE_APART_WIDTH = 64  # partial results that the merge of its own reads at once
+MERGE_APART_COLUMNS = 32  # channels of each of its programs
 
 
 @torch.library.custom_op(
@@ -21,7 +22,7 @@ def paged_decode(
     k_pages: Tensor,
     v_pages: Tensor,
     page_table: Tensor,
-    units: Tensor,
+    work: Tensor,
     anchor_k: Tensor | None,
     anchor_v: Tensor | None,
     q_anchor: Tensor | None,
@@ -41,9 +42,7 @@ def paged_decode(
     q_len: int,
     window: int,
     num_sinks: int,
-    unit: int,
-    batch_invariant: bool,
-    num_programs: int,
+    num_ranges: int,
     block_n: int,
     num_stages: int,
     num_warps: int,
@@ -52,13 +51,13 @@ def paged_decode(
 ) -> None:
     """Write `out`, and `lse`, `mass` and `weight` where they are given; arguments as those of the entry and of DecodePlan.
 
-    window: 0 for none. unit: tiles of a unit. lse: asks for the masses too where there is an anchor.
+    window: 0 for none. work: the plan. lse: asks for the masses too where there is an anchor.
     """
     batch, num_kv_heads = page_table.shape[0], k_pages.shape[2]
     num_q_heads, head_dim = q.shape[1:]
     num_anchor = 0 if anchor_k is None else anchor_k.shape[1]
-    # The anchor has no scales, so its output stays apart where the context has.
-    apart = num_anchor > 0 and (lse is not None or g is not None or v_scale is not None)
+    # The anchor has no scales and may have queries of its own, so its output stays apart there.
+    apart = num_anchor > 0 and any(x is not None for x in (lse, g, v_scale, q_anchor))
     group = num_q_heads // num_kv_heads
     nothing = parts_lse  # stands where a pointer is not used
     # The merge is launched while the last programs still run, and waits on the device for what they write.
@@ -69,7 +68,6 @@ def paged_decode(
         "D": head_dim,
         "BLOCK_D": triton.next_power_of_2(head_dim),
         "BLOCK_R": triton.next_power_of_2(group * q_len),
-        "INVARIANT": batch_invariant,
         "ANCHOR": 2 if apart else 1 if num_anchor else 0,
         "OPERATOR": 1 if mixture else 0,
         "HAS_G": g is not None,
@@ -91,13 +89,13 @@ def paged_decode(
         "stride_at": 0 if anchor_k is None else anchor_k.stride(1),
     }
     kernel: Any = decode_kernel
-    kernel[(num_programs,)](
+    kernel[(num_ranges * num_kv_heads,)](
         q,
         q if q_anchor is None else q_anchor,
         k_pages,
         v_pages,
         page_table,
-        units,
+        work,
         q if anchor_k is None else anchor_k,
         q if anchor_v is None else anchor_v,
         weights,
@@ -113,7 +111,6 @@ def paged_decode(
         **shared,
         BLOCK_M=max(16, triton.next_power_of_2(group * q_len)),
         BLOCK_N=block_n,
-        BLOCK_B=rows_block(batch),
         BLOCK_C=merge_width,
         PAGE=k_pages.shape[1],
         HAS_Q_ANCHOR=q_anchor is not None,
@@ -122,7 +119,6 @@ def paged_decode(
         CAP=soft_cap,
         WINDOW=window,
         NUM_SINKS=num_sinks,
-        UNIT=unit,
         STAGES=num_stages,
         MERGE_HERE=not merge_apart,
         num_warps=num_warps,
@@ -130,15 +126,16 @@ def paged_decode(
     )
     if merge_apart:
         merge: Any = merge_kernel
-        merge[(batch * num_q_heads * q_len,)](
-            units,
+        columns = min(MERGE_APART_COLUMNS, shared["BLOCK_D"])
+        merge[(batch * num_q_heads * q_len, shared["BLOCK_D"] // columns)](
+            work,
             weights,
             *results,
             batch,
             num_kv_heads,
-            -(-num_anchor // (block_n * unit)),
             **shared,
             BLOCK_C=MERGE_APART_WIDTH,
+            COLUMNS=columns,
             num_warps=4,
             **({"launch_pdl": True} if early else {}),
         )
@@ -147,8 +144,3 @@ def paged_decode(
 @paged_decode.register_fake
 def _(*_arguments: Any, **_named: Any) -> None:
     """Nothing comes back: the results are written into what is given."""
-
-
-def rows_block(batch: int) -> int:
-    """A power of two for `batch` rows; few sizes, so that few kernels are built."""
-    return max(64, int(triton.next_power_of_2(batch)))

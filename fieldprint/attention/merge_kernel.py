@@ -3,20 +3,24 @@
 import triton
 import triton.language as tl
 
+from fieldprint.attention.plan_kernel import PLAN_ROW
+
 LN_2 = tl.constexpr(0.6931471805599453)
-# The plan, int32: units a program, units of one KV head, then for each sequence where its units end, then its length.
-PLAN_HEADER = tl.constexpr(2)
 
 
 @triton.jit
 def finish(
-    o_c, lse_c, o_a, lse_a, g, rows, heads, row_mask, out, lse_out, mass_out, weight_out, num_q_heads,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, ANCHOR: tl.constexpr, OPERATOR: tl.constexpr, HAS_G: tl.constexpr,
+    o_c, lse_c, o_a, lse_a, g, rows, heads, row_mask, column, out, lse_out, mass_out, weight_out, num_q_heads,
+    D: tl.constexpr, COLUMNS: tl.constexpr, ANCHOR: tl.constexpr, OPERATOR: tl.constexpr, HAS_G: tl.constexpr,
     WITH_LSE: tl.constexpr, WITH_MASS: tl.constexpr,
 ):  # fmt: skip
-    """Apply the injection operator to normalized outputs and base-2 lses, and write what was asked for."""
-    offs_d = tl.arange(0, BLOCK_D)
+    """Apply the injection operator to normalized outputs and base-2 lses, and write what was asked for.
+
+    The outputs are COLUMNS channels from `column` on.
+    """
+    offs_d = column + tl.arange(0, COLUMNS)
     where = rows * num_q_heads + heads
+    once = row_mask & (column == 0)
     if ANCHOR == 2:  # anchor apart from the context
         mass = 1.0 / (1.0 + tl.exp2(tl.minimum(lse_c - lse_a, 126.0)))
         w = mass
@@ -28,15 +32,15 @@ def finish(
                 w = tl.maximum(share, mass)
         o = o_c + w[:, None] * (o_a - o_c)
         if WITH_MASS:
-            tl.store(mass_out + where, mass, mask=row_mask)
-            tl.store(weight_out + where, w, mask=row_mask)
+            tl.store(mass_out + where, mass, mask=once)
+            tl.store(weight_out + where, w, mask=once)
         if WITH_LSE:
             top = tl.maximum(lse_c, lse_a)
             lse_c = top + tl.log2(tl.exp2(lse_c - top) + tl.exp2(lse_a - top))
     else:
         o = o_c
     if WITH_LSE:
-        tl.store(lse_out + where, lse_c * LN_2, mask=row_mask)
+        tl.store(lse_out + where, lse_c * LN_2, mask=once)
     tl.store(
         out + where[:, None] * D + offs_d[None, :],
         o.to(out.dtype.element_ty),
@@ -46,24 +50,20 @@ def finish(
 
 @triton.jit
 def _merge(
-    parts_o, parts_lse, first_slot, step_slot, count, apart,
-    SLOT_ROWS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr,
+    parts_o, parts_lse, first, step, count,
+    ROWS: tl.constexpr, BLOCK_D: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """(output, lse) of `count` partial results, merged in their order.
-
-    The first lies in slot `first_slot`, the others in every second (`step_slot` = 2) or every slot from `apart` on.
-    """
-    offs_r = tl.arange(0, BLOCK_R)
-    offs_d = tl.arange(0, BLOCK_D)
+    """(output, lse) of `count` partial results, merged in their order; they lie `step` rows apart from row `first` on."""
+    offs_r = tl.arange(0, ROWS)
+    offs_d = tl.arange(0, COLUMNS)
     offs_c = tl.arange(0, BLOCK_C)
-    top = tl.full([BLOCK_R], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_R], tl.float32)
-    acc = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
+    top = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    acc = tl.zeros([ROWS, COLUMNS], tl.float32)
     for begin in tl.range(0, count, BLOCK_C, num_stages=1):
         index = begin + offs_c
-        slot = tl.where(index == 0, first_slot, apart + (index - 1) * step_slot)
         there = index < count
-        row = slot[:, None] * SLOT_ROWS + offs_r[None, :]
+        row = (first + index * step)[:, None] + offs_r[None, :]
         lse = tl.load(parts_lse + row, mask=there[:, None], other=float("-inf"), cache_modifier=".cg")
         o = tl.load(
             parts_o + row.to(tl.int64)[:, :, None] * BLOCK_D + offs_d[None, None, :],
@@ -84,72 +84,61 @@ def _merge(
 
 @triton.jit
 def merge_and_finish(
-    parts_o, parts_lse, begin, per, parts, anchor_units, g, rows, heads, row_mask, out, lse_out, mass_out, weight_out,
-    num_q_heads, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, SLOT_ROWS: tl.constexpr,
-    ANCHOR_ROWS: tl.constexpr, BLOCK_C: tl.constexpr, INVARIANT: tl.constexpr, ANCHOR: tl.constexpr,
-    OPERATOR: tl.constexpr, HAS_G: tl.constexpr, WITH_LSE: tl.constexpr, WITH_MASS: tl.constexpr,
+    plan, parts_o, parts_lse, row, head, num_kv_heads, g, rows, heads, row_mask, column, out, lse_out, mass_out,
+    weight_out, num_q_heads, D: tl.constexpr, BLOCK_D: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, ANCHOR: tl.constexpr, OPERATOR: tl.constexpr, HAS_G: tl.constexpr,
+    WITH_LSE: tl.constexpr, WITH_MASS: tl.constexpr,
 ):  # fmt: skip
-    """Merge the partial results of the sequence and KV head whose units begin at `begin`, and write the output.
+    """Merge the parts of a sequence and KV head in the order of their tiles, and write the output.
 
-    Slots are one a unit if invariant; else two a program, for the segment that it begins with and the one it ends with.
+    A slot has BLOCK_R rows for the context, and where the anchor is apart as many again for it.
     """
-    if INVARIANT:
-        first_slot = begin
-        apart = begin + 1
-        step: tl.constexpr = 1
-        a_parts = anchor_units
-    else:
-        leader = begin // per
-        first_slot = 2 * leader + (begin > leader * per).to(tl.int32)
-        apart = 2 * leader + 2
-        step: tl.constexpr = 2
-        a_parts = (begin + tl.maximum(anchor_units, 1) - 1) // per - leader + 1
-    o_c, lse_c = _merge(
-        parts_o, parts_lse, first_slot, step, parts, apart, SLOT_ROWS, BLOCK_R, BLOCK_D, BLOCK_C
-    )
+    SLOT_ROWS: tl.constexpr = 2 * BLOCK_R if ANCHOR == 2 else BLOCK_R
+    step = num_kv_heads * SLOT_ROWS
+    first = (tl.load(plan + row * PLAN_ROW) * num_kv_heads + head) * SLOT_ROWS
+    parts = tl.load(plan + row * PLAN_ROW + 1)
     if ANCHOR == 2:
-        o_a, lse_a = _merge(
-            parts_o + ANCHOR_ROWS * BLOCK_D, parts_lse + ANCHOR_ROWS, first_slot, step, a_parts, apart,
-            SLOT_ROWS, BLOCK_R, BLOCK_D, BLOCK_C,
+        anchor_parts = tl.load(plan + row * PLAN_ROW + 2)
+        first_part = tl.load(plan + row * PLAN_ROW + 3)
+        o_c, lse_c = _merge(
+            parts_o, parts_lse, first + first_part * step, step, parts - first_part, ROWS, BLOCK_D, COLUMNS, BLOCK_C
         )  # fmt: skip
+        o_a, lse_a = _merge(
+            parts_o, parts_lse, first + BLOCK_R, step, anchor_parts, ROWS, BLOCK_D, COLUMNS, BLOCK_C
+        )
     else:
+        o_c, lse_c = _merge(parts_o, parts_lse, first, step, parts, ROWS, BLOCK_D, COLUMNS, BLOCK_C)
         o_a, lse_a = o_c, lse_c
     finish(
-        o_c, lse_c, o_a, lse_a, g, rows, heads, row_mask, out, lse_out, mass_out, weight_out, num_q_heads,
-        D, BLOCK_D, ANCHOR, OPERATOR, HAS_G, WITH_LSE, WITH_MASS,
+        o_c, lse_c, o_a, lse_a, g, rows, heads, row_mask, column, out, lse_out, mass_out, weight_out, num_q_heads,
+        D, COLUMNS, ANCHOR, OPERATOR, HAS_G, WITH_LSE, WITH_MASS,
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["batch", "num_kv_heads", "anchor_units"])
+@triton.jit(do_not_specialize=["batch", "num_kv_heads"])
 def merge_kernel(
-    plan, g, out, lse_out, mass_out, weight_out, parts_o, parts_lse, batch, num_kv_heads, anchor_units,
+    plan, g, out, lse_out, mass_out, weight_out, parts_o, parts_lse, batch, num_kv_heads,
     GROUP: tl.constexpr, Q_LEN: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr,
-    BLOCK_C: tl.constexpr, INVARIANT: tl.constexpr, ANCHOR: tl.constexpr, OPERATOR: tl.constexpr, HAS_G: tl.constexpr,
+    BLOCK_C: tl.constexpr, COLUMNS: tl.constexpr, ANCHOR: tl.constexpr, OPERATOR: tl.constexpr, HAS_G: tl.constexpr,
     WITH_LSE: tl.constexpr, WITH_MASS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """The merge as a launch of its own, a program for each row of each (sequence, KV head).
+    """The merge as a launch of its own: a program for each row of a sequence and KV head and each COLUMNS channels.
 
     EARLY: it was launched while decode_kernel runs (programmatic dependent launch), and waits for its end.
     """
     index = tl.program_id(0)
+    column = tl.program_id(1) * COLUMNS
     inner = index % (Q_LEN * GROUP)
     row = (index // (Q_LEN * GROUP)) % batch
     head = index // (Q_LEN * GROUP) // batch
-    per = tl.load(plan)
-    before = tl.load(plan + PLAN_HEADER - 1 + row, mask=row > 0, other=0)
-    count = tl.load(plan + PLAN_HEADER + row) - before
-    begin = head * tl.load(plan + 1) + before
-    parts = (begin + count - 1) // per - begin // per + 1
-    if INVARIANT:
-        parts = count
+    parts = tl.load(plan + row * PLAN_ROW + 1)
     if EARLY:
         tl.extra.cuda.gdc_wait()
-    if parts > 1:  # else the one program that had it all has written the output
-        SLOT_ROWS: tl.constexpr = 2 * BLOCK_R if ANCHOR == 2 else BLOCK_R
+    if ANCHOR == 2 or parts > 1:  # else the one program that had it all has written the output
         one = tl.arange(0, 1)
         merge_and_finish(
-            parts_o + inner * BLOCK_D, parts_lse + inner, begin, per, parts, anchor_units, g,
-            row * Q_LEN + inner // GROUP + one, head * GROUP + inner % GROUP + one, one < 1,
+            plan, parts_o + inner * BLOCK_D + column, parts_lse + inner, row, head, num_kv_heads, g,
+            row * Q_LEN + inner // GROUP + one, head * GROUP + inner % GROUP + one, one < 1, column,
             out, lse_out, mass_out, weight_out, num_kv_heads * GROUP,
-            D, BLOCK_D, 1, SLOT_ROWS, BLOCK_R, BLOCK_C, INVARIANT, ANCHOR, OPERATOR, HAS_G, WITH_LSE, WITH_MASS,
+            D, BLOCK_D, COLUMNS, 1, BLOCK_R, BLOCK_C, ANCHOR, OPERATOR, HAS_G, WITH_LSE, WITH_MASS,
         )  # fmt: skip

@@ -53,9 +53,9 @@ def test_opcheck(invariant: bool) -> None:
     rows = torch.zeros(2, 4, device=DEVICE)
     config = dataclasses.astuple(plan.config)
     arguments = (
-        t["q"], t["k_pages"], t["v_pages"], plan.page_table, plan.units, t["anchor_k"], t["anchor_v"], None, t["g"],
+        t["q"], t["k_pages"], t["v_pages"], plan.page_table, plan.work, t["anchor_k"], t["anchor_v"], None, t["g"],
         None, None, torch.empty_like(t["q"]), rows, rows.clone(), rows.clone(), plan.parts_o.zero_(),
-        plan.parts_lse.zero_(), plan.arrivals, False, 0.125, 0.0, 1, 0, 0, plan.unit, invariant, plan.num_programs,
+        plan.parts_lse.zero_(), plan.arrivals, False, 0.125, 0.0, 1, 0, 0, plan.num_ranges,
         *config[:3], *config[4:6],
     )  # fmt: skip
     torch.library.opcheck(paged_decode, arguments)

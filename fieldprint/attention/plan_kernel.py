@@ -1,0 +1,191 @@
+"""The plan of a decode step, made on the device: which part of which sequence each program has. docs/kernel.md draws it.
+
+A sequence is a line of tiles of BLOCK_N keys: the anchor's, then those of its context that some query sees. It is cut
+into parts, the same for every KV head, so that the programs of neighbouring heads read neighbouring bytes.
+
+    plan, int32:  batch rows    of PLAN_ROW:    first slot, parts, parts that touch the anchor, first part that touches the context
+                  records       of PLAN_RECORD: row, first tile, end, slot, next record or -1, length, the pages of its
+                                                first LOOKAHEAD tiles; row -1: nothing to do
+"""
+
+import triton
+import triton.language as tl
+
+PLAN_ROW = tl.constexpr(4)
+PLAN_RECORD = tl.constexpr(12)
+LOOKAHEAD = tl.constexpr(4)  # pages that a record holds, and that the kernel is ahead of its tiles
+# A sequence longer than these has splits of twice and four times the size, if batch-invariant.
+MEDIUM = tl.constexpr(8192)
+LONG = tl.constexpr(65536)
+
+
+@triton.jit
+def context_span(
+    length, Q_LEN: tl.constexpr, WINDOW: tl.constexpr, NUM_SINKS: tl.constexpr, BLOCK_N: tl.constexpr
+):
+    """(sinks, first, tiles): what some query of a sequence sees lies in its tiles [0, sinks) and [first, tiles)."""
+    tiles = (length + BLOCK_N - 1) // BLOCK_N
+    if WINDOW > 0:
+        oldest = tl.maximum(length - Q_LEN - WINDOW + 1, 0)
+        first = oldest // BLOCK_N
+        sinks = tl.minimum((tl.minimum(oldest, NUM_SINKS) + BLOCK_N - 1) // BLOCK_N, first)
+    else:
+        first = tiles * 0
+        sinks = tiles * 0
+    return sinks, first, tiles
+
+
+@triton.jit
+def _split_of(length, SPLIT: tl.constexpr):
+    """Tiles of a split of the context. It grows with its own sequence: fewer parts to merge, the same bits in any batch."""
+    return SPLIT * tl.where(length > MEDIUM, tl.where(length > LONG, 4, 2), 1)
+
+
+@triton.jit
+def _splits(length, sinks, first, tiles, SPLIT: tl.constexpr):
+    """(tiles of a split, splits of the sinks, splits of the window); splits of the window lie at multiples of their size."""
+    split = _split_of(length, SPLIT)
+    return split, (sinks + split - 1) // split, (tiles + split - 1) // split - first // split
+
+
+@triton.jit
+def _fitting_size(counts, there, num_ranges, min_tiles):
+    """The smallest part, in tiles, with which all sequences together have at most `num_ranges` parts."""
+    low = min_tiles
+    high = tl.maximum(tl.max(counts, 0), min_tiles)
+    while low < high:
+        middle = (low + high) // 2
+        parts = tl.sum(tl.where(there, tl.maximum((counts + middle - 1) // middle, 1), 0), 0)
+        if parts <= num_ranges:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+@triton.jit(do_not_specialize=["batch", "num_ranges", "num_records", "min_tiles", "anchor_tiles", "stride_table"])
+def plan_kernel(
+    seq_lens, page_table, plan, batch, num_ranges, num_records, min_tiles, anchor_tiles, stride_table,
+    Q_LEN: tl.constexpr, WINDOW: tl.constexpr, NUM_SINKS: tl.constexpr, BLOCK_N: tl.constexpr, PAGE: tl.constexpr,
+    SPLIT: tl.constexpr, ALIGNED: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_I: tl.constexpr,
+):  # fmt: skip
+    """Write the rows and BLOCK_I of the records. Three ways to cut:
+
+    SPLIT > 0: at absolute positions, a record a split; what a sequence gets follows from its own length.
+    ALIGNED: every sequence begins with a program of its own, in equal parts, as small as fit into `num_ranges`.
+    Else: one line of all sequences, range i has [i * per, (i + 1) * per) of it; where a range goes on into the next
+    sequence, that sequence's own record (num_ranges + row) follows.
+    """
+    rows = tl.arange(0, BLOCK_B)
+    there = rows < batch
+    length = tl.load(seq_lens + rows, mask=there, other=0)
+    sinks, first, tiles = context_span(length, Q_LEN, WINDOW, NUM_SINKS, BLOCK_N)
+    counts = anchor_tiles + sinks + tiles - first
+    size = min_tiles
+    if SPLIT > 0:
+        anchor_splits = (anchor_tiles + SPLIT - 1) // SPLIT
+        _, sink_splits, window_splits = _splits(length, sinks, first, tiles, SPLIT)
+        parts = tl.maximum(anchor_splits + sink_splits + window_splits, 1)
+        weights = parts
+        first_part = parts * 0 + anchor_splits
+        anchor_parts = first_part
+    elif ALIGNED:
+        size = _fitting_size(counts, there, num_ranges, min_tiles)
+        parts = tl.maximum((counts + size - 1) // size, 1)
+        each = tl.maximum((counts + parts - 1) // parts, 1)
+        parts = tl.maximum((counts + each - 1) // each, 1)
+        weights = parts
+        first_part = anchor_tiles // each
+        anchor_parts = (anchor_tiles + each - 1) // each
+    else:
+        weights = tl.maximum(counts, 1)
+        size = tl.maximum((tl.sum(tl.where(there, weights, 0), 0) + num_ranges - 1) // num_ranges, min_tiles)
+    weights = tl.where(there, weights, 0)
+    ends = tl.cumsum(weights, 0)
+    total = tl.sum(weights, 0)
+    first_slot = ends - weights
+    if SPLIT == 0 and not ALIGNED:
+        begin = first_slot
+        leader = begin // size
+        parts = (ends - 1) // size - leader + 1
+        first_slot = leader + rows
+        first_part = (begin + anchor_tiles) // size - leader
+        anchor_parts = tl.where(anchor_tiles > 0, (begin + anchor_tiles - 1) // size - leader + 1, 0)
+    mine = there & (tl.program_id(0) == 0)
+    tl.store(plan + rows * PLAN_ROW, first_slot, mask=mine)
+    tl.store(plan + rows * PLAN_ROW + 1, parts, mask=mine)
+    tl.store(plan + rows * PLAN_ROW + 2, anchor_parts, mask=mine)
+    tl.store(plan + rows * PLAN_ROW + 3, tl.where(counts > anchor_tiles, first_part, parts), mask=mine)
+
+    record = tl.program_id(0) * BLOCK_I + tl.arange(0, BLOCK_I)
+    point = record  # on the line of all weights
+    if SPLIT == 0 and not ALIGNED:
+        own = record >= num_ranges  # the record with which a sequence begins inside a range
+        point = tl.where(own, -1, record * size)
+    over = ends[None, :] <= point[:, None]
+    row = tl.sum(over.to(tl.int32), 1)
+    before = tl.sum(tl.where(over, weights[None, :], 0), 1)
+    if SPLIT == 0 and not ALIGNED:
+        row = tl.where(own, record - num_ranges, row)
+        before = tl.where(own, tl.sum(tl.where(rows[None, :] < row[:, None], weights[None, :], 0), 1), before)
+        point = tl.where(own, before, point)
+    alive = (point < total) & (row < batch)
+    row = tl.where(alive, row, 0)
+    length = tl.load(seq_lens + row)
+    sinks, first, tiles = context_span(length, Q_LEN, WINDOW, NUM_SINKS, BLOCK_N)
+    count = anchor_tiles + sinks + tiles - first
+    part = point - before
+    slot = record
+    following = record * 0 - 1
+    if SPLIT > 0:
+        split, sink_splits, _ = _splits(length, sinks, first, tiles, SPLIT)
+        sink = part - anchor_splits
+        step = sink - sink_splits + first // split
+        in_context = anchor_tiles + sinks - first
+        lo = tl.where(sink < sink_splits, anchor_tiles + sink * split, in_context + tl.maximum(step * split, first))
+        hi = tl.where(
+            sink < sink_splits,
+            anchor_tiles + tl.minimum((sink + 1) * split, sinks),
+            in_context + tl.minimum((step + 1) * split, tiles),
+        )
+        lo = tl.where(sink < 0, part * SPLIT, lo)
+        hi = tl.where(sink < 0, tl.minimum((part + 1) * SPLIT, anchor_tiles), hi)
+        hi = tl.maximum(lo, hi)
+        following = tl.where(record + num_ranges < total, record + num_ranges, -1)
+    elif ALIGNED:
+        parts = tl.maximum((count + size - 1) // size, 1)
+        each = tl.maximum((count + parts - 1) // parts, 1)
+        lo = part * each
+        hi = tl.minimum(lo + each, count)
+    else:
+        index = point // size
+        stop = tl.minimum((index + 1) * size, total)
+        end = before + tl.maximum(count, 1)
+        lo = part
+        hi = tl.minimum(stop - before, count)
+        slot = index + row
+        following = tl.where(stop > end, num_ranges + row + 1, -1)
+    at = plan + batch * PLAN_ROW + record * PLAN_RECORD
+    written = record < num_records
+    tl.store(at, tl.where(alive, row, -1), mask=written)
+    tl.store(at + 1, lo, mask=written)
+    tl.store(at + 2, hi, mask=written)
+    tl.store(at + 3, slot, mask=written)
+    tl.store(at + 4, tl.where(alive, following, -1), mask=written)
+    tl.store(at + 5, length, mask=written)
+    if PAGE >= BLOCK_N:
+        for ahead in tl.static_range(LOOKAHEAD):
+            place = place_of(lo + ahead, anchor_tiles, sinks, first, tiles, WINDOW)
+            page = tl.load(
+                page_table + row.to(tl.int64) * stride_table + place * BLOCK_N // PAGE, mask=written & alive, other=0
+            )
+            tl.store(at + 6 + ahead, page, mask=written)
+
+
+@triton.jit
+def place_of(tile, anchor_tiles, sinks, first, tiles, WINDOW: tl.constexpr):
+    """The tile of the context that `tile` of the sequence's line is; the nearest one where it is none."""
+    place = tile - anchor_tiles
+    if WINDOW > 0:
+        place = tl.where(place < sinks, place, place - sinks + first)
+    return tl.maximum(tl.minimum(place, tiles - 1), 0)
