@@ -80,13 +80,10 @@ def paged_decode(
     strides = {
         "stride_table": page_table.stride(0),
         "stride_kp": k_pages.stride(0),
-        "stride_kt": k_pages.stride(1),
         "stride_kh": k_pages.stride(2),
         "stride_vp": v_pages.stride(0),
-        "stride_vt": v_pages.stride(1),
         "stride_vh": v_pages.stride(2),
         "stride_ah": 0 if anchor_k is None else anchor_k.stride(0),
-        "stride_at": 0 if anchor_k is None else anchor_k.stride(1),
     }
     kernel: Any = decode_kernel
     kernel[(num_ranges * num_kv_heads,)](
@@ -108,6 +105,9 @@ def paged_decode(
         num_anchor,
         scale,
         **strides,
+        STRIDE_K=k_pages.stride(1),
+        STRIDE_V=v_pages.stride(1),
+        STRIDE_A=0 if anchor_k is None else anchor_k.stride(1),
         **shared,
         BLOCK_M=max(16, triton.next_power_of_2(group * q_len)),
         BLOCK_N=block_n,
@@ -119,7 +119,6 @@ def paged_decode(
         CAP=soft_cap,
         WINDOW=window,
         NUM_SINKS=num_sinks,
-        STAGES=num_stages,
         MERGE_HERE=not merge_apart,
         num_warps=num_warps,
         num_stages=num_stages,

@@ -4,8 +4,8 @@ A sequence is a line of tiles of BLOCK_N keys: the anchor's, then those of its c
 into parts, the same for every KV head, so that the programs of neighbouring heads read neighbouring bytes.
 
     plan, int32:  batch rows    of PLAN_ROW:    first slot, parts, parts that touch the anchor, first part that touches the context
-                  records       of PLAN_RECORD: row, first tile, end, slot, next record or -1, length, the pages of its
-                                                first LOOKAHEAD tiles; row -1: nothing to do
+                  records       of PLAN_RECORD: row, first tile, end, slot, next record or -1, length, the pages of the
+                                                first LOOKAHEAD tiles of its context; row -1: nothing to do
 """
 
 import triton
@@ -14,6 +14,8 @@ import triton.language as tl
 PLAN_ROW = tl.constexpr(4)
 PLAN_RECORD = tl.constexpr(12)
 LOOKAHEAD = tl.constexpr(4)  # pages that a record holds, and that the kernel is ahead of its tiles
+# So many tiles of the anchor take as long as one of a page: all sequences and steps share them, and L2 has them.
+LIGHT = tl.constexpr(4)
 # A sequence longer than these has splits of twice and four times the size, if batch-invariant.
 MEDIUM = tl.constexpr(8192)
 LONG = tl.constexpr(65536)
@@ -49,6 +51,13 @@ def _splits(length, sinks, first, tiles, SPLIT: tl.constexpr):
 
 
 @triton.jit
+def _tile_at(weight, anchor_tiles):
+    """The first tile behind `weight`, where LIGHT tiles of the anchor weigh as much as one of the context."""
+    of_anchor = (anchor_tiles + LIGHT - 1) // LIGHT
+    return tl.where(weight < of_anchor, weight * LIGHT, anchor_tiles + weight - of_anchor)
+
+
+@triton.jit
 def _fitting_size(counts, there, num_ranges, min_tiles):
     """The smallest part, in tiles, with which all sequences together have at most `num_ranges` parts."""
     low = min_tiles
@@ -80,7 +89,8 @@ def plan_kernel(
     there = rows < batch
     length = tl.load(seq_lens + rows, mask=there, other=0)
     sinks, first, tiles = context_span(length, Q_LEN, WINDOW, NUM_SINKS, BLOCK_N)
-    counts = anchor_tiles + sinks + tiles - first
+    anchor_weight = (anchor_tiles + LIGHT - 1) // LIGHT
+    counts = anchor_weight + sinks + tiles - first
     size = min_tiles
     if SPLIT > 0:
         anchor_splits = (anchor_tiles + SPLIT - 1) // SPLIT
@@ -95,8 +105,8 @@ def plan_kernel(
         each = tl.maximum((counts + parts - 1) // parts, 1)
         parts = tl.maximum((counts + each - 1) // each, 1)
         weights = parts
-        first_part = anchor_tiles // each
-        anchor_parts = (anchor_tiles + each - 1) // each
+        first_part = anchor_weight // each
+        anchor_parts = (anchor_weight + each - 1) // each
     else:
         weights = tl.maximum(counts, 1)
         size = tl.maximum((tl.sum(tl.where(there, weights, 0), 0) + num_ranges - 1) // num_ranges, min_tiles)
@@ -109,13 +119,13 @@ def plan_kernel(
         leader = begin // size
         parts = (ends - 1) // size - leader + 1
         first_slot = leader + rows
-        first_part = (begin + anchor_tiles) // size - leader
-        anchor_parts = tl.where(anchor_tiles > 0, (begin + anchor_tiles - 1) // size - leader + 1, 0)
+        first_part = (begin + anchor_weight) // size - leader
+        anchor_parts = tl.where(anchor_tiles > 0, (begin + anchor_weight - 1) // size - leader + 1, 0)
     mine = there & (tl.program_id(0) == 0)
     tl.store(plan + rows * PLAN_ROW, first_slot, mask=mine)
     tl.store(plan + rows * PLAN_ROW + 1, parts, mask=mine)
     tl.store(plan + rows * PLAN_ROW + 2, anchor_parts, mask=mine)
-    tl.store(plan + rows * PLAN_ROW + 3, tl.where(counts > anchor_tiles, first_part, parts), mask=mine)
+    tl.store(plan + rows * PLAN_ROW + 3, tl.where(counts > anchor_weight, first_part, parts), mask=mine)
 
     record = tl.program_id(0) * BLOCK_I + tl.arange(0, BLOCK_I)
     point = record  # on the line of all weights
@@ -133,7 +143,7 @@ def plan_kernel(
     row = tl.where(alive, row, 0)
     length = tl.load(seq_lens + row)
     sinks, first, tiles = context_span(length, Q_LEN, WINDOW, NUM_SINKS, BLOCK_N)
-    count = anchor_tiles + sinks + tiles - first
+    count = anchor_weight + sinks + tiles - first
     part = point - before
     slot = record
     following = record * 0 - 1
@@ -155,14 +165,14 @@ def plan_kernel(
     elif ALIGNED:
         parts = tl.maximum((count + size - 1) // size, 1)
         each = tl.maximum((count + parts - 1) // parts, 1)
-        lo = part * each
-        hi = tl.minimum(lo + each, count)
+        lo = _tile_at(part * each, anchor_tiles)
+        hi = _tile_at(tl.minimum(part * each + each, count), anchor_tiles)
     else:
         index = point // size
         stop = tl.minimum((index + 1) * size, total)
         end = before + tl.maximum(count, 1)
-        lo = part
-        hi = tl.minimum(stop - before, count)
+        lo = _tile_at(part, anchor_tiles)
+        hi = _tile_at(tl.minimum(stop - before, count), anchor_tiles)
         slot = index + row
         following = tl.where(stop > end, num_ranges + row + 1, -1)
     at = plan + batch * PLAN_ROW + record * PLAN_RECORD
@@ -175,7 +185,7 @@ def plan_kernel(
     tl.store(at + 5, length, mask=written)
     if PAGE >= BLOCK_N:
         for ahead in tl.static_range(LOOKAHEAD):
-            place = place_of(lo + ahead, anchor_tiles, sinks, first, tiles, WINDOW)
+            place = place_of(tl.maximum(lo - anchor_tiles, 0) + ahead, sinks, first, tiles, WINDOW)
             page = tl.load(
                 page_table + row.to(tl.int64) * stride_table + place * BLOCK_N // PAGE, mask=written & alive, other=0
             )
@@ -183,9 +193,9 @@ def plan_kernel(
 
 
 @triton.jit
-def place_of(tile, anchor_tiles, sinks, first, tiles, WINDOW: tl.constexpr):
-    """The tile of the context that `tile` of the sequence's line is; the nearest one where it is none."""
-    place = tile - anchor_tiles
+def place_of(tile, sinks, first, tiles, WINDOW: tl.constexpr):
+    """Where in its sequence a tile of the context that queries see lies, in tiles; the nearest one where it is none."""
+    place = tile
     if WINDOW > 0:
-        place = tl.where(place < sinks, place, place - sinks + first)
+        place = tile + tl.where(sinks > tile, 0, first - sinks)
     return tl.maximum(tl.minimum(place, tiles - 1), 0)
