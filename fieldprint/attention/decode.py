@@ -9,12 +9,13 @@ from triton.runtime.interpreter import InterpretedFunction
 
 from fieldprint.attention.launch import paged_decode
 from fieldprint.attention.paged import MAX_ANCHOR_TOKENS
-from fieldprint.attention.plan_kernel import LONG, MEDIUM, PLAN_RECORD, PLAN_ROW, plan_kernel
+from fieldprint.attention.plan_kernel import LONG, LONG_GROWTH, MEDIUM, PLAN_RECORD, PLAN_ROW, plan_kernel
 from fieldprint.errors import CapacityError
 
 MAX_Q_LEN = 8
 MAX_ROWS = 128  # queries of a sequence times query heads of a KV head
 SPLIT_TOKENS = 256  # of a split with batch_invariant, of a sequence up to MEDIUM
+SEPARATE_FROM = 32  # ranges for each sequence from which on the anchor has parts of its own
 MAX_WAVES = 16  # of programs of a batch-invariant launch; where there are more splits, a program has several
 PAGE_SIZES = (1, 16, 32, 64, 128)
 
@@ -133,6 +134,7 @@ class DecodePlan:
             PAGE=self.page_size,
             SPLIT=SPLIT_TOKENS // config.block_n if self.batch_invariant else 0,
             ALIGNED=self.aligned,
+            SEPARATE=SEPARATE_FROM * self.batch <= self.num_ranges,
             BLOCK_B=block_b,
             BLOCK_I=block_i,
         )
@@ -318,7 +320,7 @@ def _splits_of_a_sequence(
     if window is not None:
         splits = -(-min(length, window + q_len + SPLIT_TOKENS) // SPLIT_TOKENS) + -(-num_sinks // SPLIT_TOKENS) + 2
     else:
-        sizes = ((MEDIUM.value, 1), (LONG.value, 2), (length, 4))
+        sizes = ((MEDIUM.value, 1), (LONG.value, 2), (length, LONG_GROWTH.value))
         splits = max(1, *(-(-min(length, longest) // (SPLIT_TOKENS * grown)) for longest, grown in sizes))
     return splits + -(-num_anchor // SPLIT_TOKENS)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from fieldprint.attention.decode_kernel import decode_kernel
 from fieldprint.attention.merge_kernel import merge_kernel
 
-MERGE_APART_WIDTH = 64  # partial results that the merge of its own reads at once
+MERGE_APART_WIDTH = 128  # partial results that the merge of its own reads at once
 MERGE_APART_COLUMNS = 32  # channels of each of its programs
 
 

@@ -16,9 +16,10 @@ PLAN_RECORD = tl.constexpr(12)
 LOOKAHEAD = tl.constexpr(4)  # pages that a record holds, and that the kernel is ahead of its tiles
 # So many tiles of the anchor take as long as one of a page: all sequences and steps share them, and L2 has them.
 LIGHT = tl.constexpr(4)
-# A sequence longer than these has splits of twice and four times the size, if batch-invariant.
+# A sequence longer than these has splits of twice and LONG_GROWTH times the size, if batch-invariant.
 MEDIUM = tl.constexpr(8192)
 LONG = tl.constexpr(65536)
+LONG_GROWTH = tl.constexpr(8)
 
 
 @triton.jit
@@ -40,7 +41,7 @@ def context_span(
 @triton.jit
 def _split_of(length, SPLIT: tl.constexpr):
     """Tiles of a split of the context. It grows with its own sequence: fewer parts to merge, the same bits in any batch."""
-    return SPLIT * tl.where(length > MEDIUM, tl.where(length > LONG, 4, 2), 1)
+    return SPLIT * tl.where(length > MEDIUM, tl.where(length > LONG, LONG_GROWTH, 2), 1)
 
 
 @triton.jit
@@ -58,14 +59,27 @@ def _tile_at(weight, anchor_tiles):
 
 
 @triton.jit
-def _fitting_size(counts, there, num_ranges, min_tiles):
+def _parts_of(size, anchor_tiles, context, SEPARATE: tl.constexpr):
+    """(parts of the anchor alone, other parts) of a sequence in parts of `size` tiles."""
+    if SEPARATE:
+        wide = tl.maximum(size, LIGHT)
+        alone = context * 0 + (anchor_tiles + wide - 1) // wide
+        others = (context + size - 1) // size
+    else:
+        alone = context * 0
+        others = (context + (anchor_tiles + LIGHT - 1) // LIGHT + size - 1) // size
+    return alone, tl.where(alone > 0, others, tl.maximum(others, 1))
+
+
+@triton.jit
+def _fitting_size(anchor_tiles, context, there, num_ranges, min_tiles, SEPARATE: tl.constexpr):
     """The smallest part, in tiles, with which all sequences together have at most `num_ranges` parts."""
     low = min_tiles
-    high = tl.maximum(tl.max(counts, 0), min_tiles)
+    high = tl.maximum(tl.max(context, 0) + anchor_tiles, min_tiles)
     while low < high:
         middle = (low + high) // 2
-        parts = tl.sum(tl.where(there, tl.maximum((counts + middle - 1) // middle, 1), 0), 0)
-        if parts <= num_ranges:
+        alone, others = _parts_of(middle, anchor_tiles, context, SEPARATE)
+        if tl.sum(tl.where(there, alone + others, 0), 0) <= num_ranges:
             high = middle
         else:
             low = middle + 1
@@ -76,12 +90,13 @@ def _fitting_size(counts, there, num_ranges, min_tiles):
 def plan_kernel(
     seq_lens, page_table, plan, batch, num_ranges, num_records, min_tiles, anchor_tiles, stride_table,
     Q_LEN: tl.constexpr, WINDOW: tl.constexpr, NUM_SINKS: tl.constexpr, BLOCK_N: tl.constexpr, PAGE: tl.constexpr,
-    SPLIT: tl.constexpr, ALIGNED: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_I: tl.constexpr,
+    SPLIT: tl.constexpr, ALIGNED: tl.constexpr, SEPARATE: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
     """Write the rows and BLOCK_I of the records. Three ways to cut:
 
     SPLIT > 0: at absolute positions, a record a split; what a sequence gets follows from its own length.
-    ALIGNED: every sequence begins with a program of its own, in equal parts, as small as fit into `num_ranges`.
+    ALIGNED: every sequence begins with a program of its own, in equal parts, as small as fit into `num_ranges`; the
+    anchor is in parts of its own if SEPARATE.
     Else: one line of all sequences, range i has [i * per, (i + 1) * per) of it; where a range goes on into the next
     sequence, that sequence's own record (num_ranges + row) follows.
     """
@@ -100,13 +115,17 @@ def plan_kernel(
         first_part = parts * 0 + anchor_splits
         anchor_parts = first_part
     elif ALIGNED:
-        size = _fitting_size(counts, there, num_ranges, min_tiles)
-        parts = tl.maximum((counts + size - 1) // size, 1)
-        each = tl.maximum((counts + parts - 1) // parts, 1)
-        parts = tl.maximum((counts + each - 1) // each, 1)
+        size = _fitting_size(anchor_tiles, counts - anchor_weight, there, num_ranges, min_tiles, SEPARATE)
+        alone, others = _parts_of(size, anchor_tiles, counts - anchor_weight, SEPARATE)
+        parts = alone + others
         weights = parts
-        first_part = anchor_weight // each
-        anchor_parts = (anchor_weight + each - 1) // each
+        if SEPARATE:
+            first_part = alone
+            anchor_parts = alone
+        else:  # part i has [i * counts // parts, (i + 1) * counts // parts) of the weights
+            safe = tl.maximum(counts, 1)
+            first_part = ((anchor_weight + 1) * parts + safe - 1) // safe - 1
+            anchor_parts = (anchor_weight * parts + safe - 1) // safe
     else:
         weights = tl.maximum(counts, 1)
         size = tl.maximum((tl.sum(tl.where(there, weights, 0), 0) + num_ranges - 1) // num_ranges, min_tiles)
@@ -163,10 +182,18 @@ def plan_kernel(
         hi = tl.maximum(lo, hi)
         following = tl.where(record + num_ranges < total, record + num_ranges, -1)
     elif ALIGNED:
-        parts = tl.maximum((count + size - 1) // size, 1)
-        each = tl.maximum((count + parts - 1) // parts, 1)
-        lo = _tile_at(part * each, anchor_tiles)
-        hi = _tile_at(tl.minimum(part * each + each, count), anchor_tiles)
+        alone, others = _parts_of(size, anchor_tiles, count - anchor_weight, SEPARATE)
+        if SEPARATE:
+            context = count - anchor_weight
+            step = part - alone
+            some = tl.maximum(others, 1)
+            lo = anchor_tiles + step * context // some
+            hi = anchor_tiles + (step + 1) * context // some
+            lo = tl.where(step < 0, part * anchor_tiles // tl.maximum(alone, 1), lo)
+            hi = tl.where(step < 0, (part + 1) * anchor_tiles // tl.maximum(alone, 1), hi)
+        else:
+            lo = _tile_at(part * count // others, anchor_tiles)
+            hi = _tile_at((part + 1) * count // others, anchor_tiles)
     else:
         index = point // size
         stop = tl.minimum((index + 1) * size, total)

@@ -193,6 +193,11 @@ class Case:
         Case(group=16, num_kv_heads=1),
         Case(programs=1),
         Case(programs=50, lens=(300, 5, 0, 700)),
+        Case(programs=50, lens=(300, 5, 0, 700), g=0.3),
+        # The anchor in parts of its own.
+        Case(programs=300, lens=(300, 5, 0, 700), anchor=100),
+        Case(programs=300, lens=(300, 5, 0, 700), anchor=100, g=0.3, merge_apart=True),
+        Case(programs=300, lens=(0, 5, 90), anchor=0),
         Case(programs=7, lens=(900, 5, 0, 700), anchor=100, g=0.3),
         Case(batch_invariant=True, lens=(5, 700, 0, 1100)),
         Case(batch_invariant=True, lens=(1200, 700), window=600, num_sinks=3, anchor=20),
@@ -339,15 +344,16 @@ def test_g_without_an_anchor_is_an_error() -> None:
         ({"num_kv_heads": 3}, "multiple"),
         ({"window": 0}, "window"),
         ({"num_q_heads": 64, "num_kv_heads": 1, "q_len": 3}, "above 128"),
-        ({"page_table": torch.zeros(2, 3)}, "page_table"),
-        ({"seq_lens": torch.zeros(3, dtype=torch.int32)}, "seq_lens"),
+        ({"page_table": torch.zeros(2, 3, device=DEVICE)}, "page_table"),
+        ({"page_table": torch.zeros(2, 0, dtype=torch.int32, device=DEVICE)}, "one column"),
+        ({"seq_lens": torch.zeros(3, dtype=torch.int32, device=DEVICE)}, "seq_lens"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )
 def test_bad_plans_are_named(change: dict[str, object], text: str) -> None:
     good = {
-        "page_table": torch.zeros(2, 3, dtype=torch.int32),
-        "seq_lens": torch.zeros(2, dtype=torch.int32),
+        "page_table": torch.zeros(2, 3, dtype=torch.int32, device=DEVICE),
+        "seq_lens": torch.zeros(2, dtype=torch.int32, device=DEVICE),
         "page_size": 16,
         "num_pages": 4,
         "num_q_heads": 4,
