@@ -15,7 +15,7 @@ from fieldprint.errors import CapacityError
 MAX_Q_LEN = 8
 MAX_ROWS = 128  # queries of a sequence times query heads of a KV head
 SPLIT_TOKENS = 256  # of a split with batch_invariant, of a sequence up to MEDIUM
-SEPARATE_FROM = 32  # ranges for each sequence from which on the anchor has parts of its own
+SEPARATE_FROM = 8  # ranges for each sequence from which on the anchor has parts of its own
 MAX_WAVES = 16  # of programs of a batch-invariant launch; where there are more splits, a program has several
 PAGE_SIZES = (1, 16, 32, 64, 128)
 
@@ -54,14 +54,16 @@ def config_for(
     the choice does not depend on `heads`, since another tile would give other bits.
     """
     width = triton.next_power_of_2(head_dim)
-    few = heads <= 32 and not batch_invariant  # each is cut into many parts
+    scattered = 2 if page_size < 16 else 0  # page numbers then take a stage for each of a tile
     if rows > 32:
-        return DecodeConfig(32, 4, 4, 2, 2)
+        wide = rows > 64
+        return DecodeConfig(32 if page_size >= 32 else 16, 3 + scattered, 8 if wide else 4, 1 if wide else 2, 1)
     if rows > 16 or width > 128:
-        return DecodeConfig(16, 4, 2, 4, 4)
-    if few:
-        return DecodeConfig(16, 4, 1, 4, merge_apart=True)
-    return DecodeConfig(16, 3, 1, 8, 8 if rows <= 4 else 4, merge_apart=batch_invariant)
+        return DecodeConfig(16, 3 + scattered, 2, 4, 2)
+    few = heads <= 32 and not batch_invariant  # each is cut into many parts
+    if few and width * element_size == 256:
+        return DecodeConfig(16, 4 + scattered, 1, 4, merge_apart=True)
+    return DecodeConfig(16, 3 + scattered, 1, 8, 8 if rows <= 4 else 4, merge_apart=few)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,7 +8,7 @@ result; the program that arrives last, or a launch of its own, merges the parts 
 import triton
 import triton.language as tl
 
-from fieldprint.attention.merge_kernel import finish, merge_and_finish
+from fieldprint.attention.merge_kernel import finish, merge_and_finish, normalized
 from fieldprint.attention.plan_kernel import LOOKAHEAD, PLAN_RECORD, PLAN_ROW, context_span, place_of
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -120,14 +120,6 @@ def _context_tiles(
 
 
 @triton.jit
-def _normalized(m, l, acc):
-    """(output, base-2 lse) of a finished softmax."""
-    some = l > 0
-    total = tl.where(some, l, 1.0)
-    return acc / total[:, None], tl.where(some, m + tl.log2(total), float("-inf"))
-
-
-@triton.jit
 def _store_part(o, lse, parts_o, parts_lse, slot_row, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
     """Write a partial result to the BLOCK_R rows from `slot_row` on."""
     offs_m = tl.arange(0, BLOCK_M)
@@ -193,31 +185,32 @@ def decode_kernel(
                     num_anchor, scale * LOG2_E, m, l, acc, STRIDE_A, D, BLOCK_D, BLOCK_N, CAP,
                 )  # fmt: skip
                 if ANCHOR == 2:
-                    o, lse = _normalized(m, l, acc)
+                    o, lse = normalized(m, l, acc)
                     _store_part(o, lse, parts_o, parts_lse, slot_row + BLOCK_R, BLOCK_M, BLOCK_R, BLOCK_D)
                     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
                     l = tl.zeros([BLOCK_M], tl.float32)
                     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-            k_factor = scale * LOG2_E
-            if HAS_SCALES:
-                k_factor *= tl.load(k_scale + head)
-            m, l, acc = _context_tiles(
-                queries.to(tl.float16) if FP8 else queries, k_pages + head * stride_kh, v_pages + head * stride_vh,
-                table + row.to(tl.int64) * stride_table, tl.maximum(lo - anchor_tiles, 0), hi - anchor_tiles, near, far,
-                length, sinks, first, tiles, query, stride_kp, stride_vp, k_factor, m, l, acc, STRIDE_K, STRIDE_V, D,
-                BLOCK_D, BLOCK_N, PAGE, CAP, Q_LEN, WINDOW, NUM_SINKS,
-            )  # fmt: skip
-            o, lse = _normalized(m, l, acc)
-            if HAS_SCALES:
-                o *= tl.load(v_scale + head)
             whole = ANCHOR < 2 and (lo == 0 and hi == count)
-            if whole:
-                finish(
-                    o, lse, o, lse, g, q_row, q_head, m_valid, 0, out, lse_out, mass_out, weight_out,
-                    num_kv_heads * GROUP, D, BLOCK_D, ANCHOR, OPERATOR, HAS_G, WITH_LSE, WITH_MASS,
+            if ANCHOR < 2 or hi > anchor_tiles:
+                k_factor = scale * LOG2_E
+                if HAS_SCALES:
+                    k_factor *= tl.load(k_scale + head)
+                m, l, acc = _context_tiles(
+                    queries.to(tl.float16) if FP8 else queries, k_pages + head * stride_kh, v_pages + head * stride_vh,
+                    table + row.to(tl.int64) * stride_table, tl.maximum(lo - anchor_tiles, 0), hi - anchor_tiles, near,
+                    far, length, sinks, first, tiles, query, stride_kp, stride_vp, k_factor, m, l, acc, STRIDE_K,
+                    STRIDE_V, D, BLOCK_D, BLOCK_N, PAGE, CAP, Q_LEN, WINDOW, NUM_SINKS,
                 )  # fmt: skip
-            else:
-                _store_part(o, lse, parts_o, parts_lse, slot_row, BLOCK_M, BLOCK_R, BLOCK_D)
+                o, lse = normalized(m, l, acc)
+                if HAS_SCALES:
+                    o *= tl.load(v_scale + head)
+                if whole:
+                    finish(
+                        o, lse, o, lse, g, q_row, q_head, m_valid, 0, out, lse_out, mass_out, weight_out,
+                        num_kv_heads * GROUP, D, BLOCK_D, ANCHOR, OPERATOR, HAS_G, WITH_LSE, WITH_MASS,
+                    )  # fmt: skip
+                else:
+                    _store_part(o, lse, parts_o, parts_lse, slot_row, BLOCK_M, BLOCK_R, BLOCK_D)
             if MERGE_HERE and not whole:
                 counter = arrivals + row * num_kv_heads + head
                 parts = tl.load(plan + row * PLAN_ROW + 1)

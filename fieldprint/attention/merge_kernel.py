@@ -49,37 +49,23 @@ def finish(
 
 
 @triton.jit
-def _merge(
-    parts_o, parts_lse, first, step, count,
-    ROWS: tl.constexpr, BLOCK_D: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    """(output, lse) of `count` partial results, merged in their order; they lie `step` rows apart from row `first` on."""
-    offs_r = tl.arange(0, ROWS)
-    offs_d = tl.arange(0, COLUMNS)
-    offs_c = tl.arange(0, BLOCK_C)
-    top = tl.full([ROWS], float("-inf"), tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    acc = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for begin in tl.range(0, count, BLOCK_C, num_stages=1):
-        index = begin + offs_c
-        there = index < count
-        row = (first + index * step)[:, None] + offs_r[None, :]
-        lse = tl.load(parts_lse + row, mask=there[:, None], other=float("-inf"), cache_modifier=".cg")
-        o = tl.load(
-            parts_o + row.to(tl.int64)[:, :, None] * BLOCK_D + offs_d[None, None, :],
-            mask=there[:, None, None],
-            other=0.0,
-            cache_modifier=".cg",
-        )
-        new = tl.maximum(top, tl.max(lse, 0))
-        base = tl.where(new == float("-inf"), 0.0, new)
-        share = tl.exp2(lse - base[None, :])
-        shrink = tl.exp2(top - base)
-        total = total * shrink + tl.sum(share, 0)
-        acc = acc * shrink[:, None] + tl.sum(o * share[:, :, None], 0)
-        top = new
-    lse = tl.where(total > 0, top + tl.log2(tl.where(total > 0, total, 1.0)), float("-inf"))
-    return acc / tl.where(total > 0, total, 1.0)[:, None], lse
+def _take(lse, o, top, total, acc):
+    """Take neighbouring partial results into the running maximum, sum and output."""
+    new = tl.maximum(top, tl.max(lse, 0))
+    base = tl.where(new == float("-inf"), 0.0, new)
+    share = tl.exp2(lse - base[None, :])
+    shrink = tl.exp2(top - base)
+    total = total * shrink + tl.sum(share, 0)
+    acc = acc * shrink[:, None] + tl.sum(o * share[:, :, None], 0)
+    return new, total, acc
+
+
+@triton.jit
+def normalized(top, total, acc):
+    """(output, base-2 lse) of a finished softmax; zero and -inf if it has seen nothing."""
+    some = total > 0
+    safe = tl.where(some, total, 1.0)
+    return acc / safe[:, None], tl.where(some, top + tl.log2(safe), float("-inf"))
 
 
 @triton.jit
@@ -91,24 +77,50 @@ def merge_and_finish(
 ):  # fmt: skip
     """Merge the parts of a sequence and KV head in the order of their tiles, and write the output.
 
-    A slot has BLOCK_R rows for the context, and where the anchor is apart as many again for it.
+    A slot has BLOCK_R rows for the context, and where the anchor is apart as many again for it. BLOCK_C parts are read
+    at once.
     """
     SLOT_ROWS: tl.constexpr = 2 * BLOCK_R if ANCHOR == 2 else BLOCK_R
-    step = num_kv_heads * SLOT_ROWS
-    first = (tl.load(plan + row * PLAN_ROW) * num_kv_heads + head) * SLOT_ROWS
-    parts = tl.load(plan + row * PLAN_ROW + 1)
+    offs_r = tl.arange(0, ROWS)
+    offs_d = tl.arange(0, COLUMNS)
+    first = tl.load(plan + row * PLAN_ROW)
+    count = tl.load(plan + row * PLAN_ROW + 1)
+    top = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    acc = tl.zeros([ROWS, COLUMNS], tl.float32)
     if ANCHOR == 2:
         anchor_parts = tl.load(plan + row * PLAN_ROW + 2)
         first_part = tl.load(plan + row * PLAN_ROW + 3)
-        o_c, lse_c = _merge(
-            parts_o, parts_lse, first + first_part * step, step, parts - first_part, ROWS, BLOCK_D, COLUMNS, BLOCK_C
-        )  # fmt: skip
-        o_a, lse_a = _merge(
-            parts_o, parts_lse, first + BLOCK_R, step, anchor_parts, ROWS, BLOCK_D, COLUMNS, BLOCK_C
+        count += anchor_parts - first_part
+        top_a, total_a, acc_a = top, total, acc
+    for begin in tl.range(0, count, BLOCK_C, num_stages=1):
+        index = begin + tl.arange(0, BLOCK_C)
+        there = index < count
+        slot = index
+        if ANCHOR == 2:
+            of_anchor = index < anchor_parts
+            slot = tl.where(of_anchor, index, index - anchor_parts + first_part)
+        at = ((first + slot) * num_kv_heads + head) * SLOT_ROWS
+        if ANCHOR == 2:
+            at += tl.where(of_anchor, BLOCK_R, 0)
+        at = at[:, None] + offs_r[None, :]
+        lse = tl.load(parts_lse + at, mask=there[:, None], other=float("-inf"), cache_modifier=".cg")
+        o = tl.load(
+            parts_o + at.to(tl.int64)[:, :, None] * BLOCK_D + offs_d[None, None, :],
+            mask=there[:, None, None],
+            other=0.0,
+            cache_modifier=".cg",
         )
-    else:
-        o_c, lse_c = _merge(parts_o, parts_lse, first, step, parts, ROWS, BLOCK_D, COLUMNS, BLOCK_C)
-        o_a, lse_a = o_c, lse_c
+        if ANCHOR == 2:
+            if begin < anchor_parts:
+                lse_a = tl.where(of_anchor[:, None], lse, float("-inf"))
+                top_a, total_a, acc_a = _take(lse_a, o, top_a, total_a, acc_a)
+            lse = tl.where(of_anchor[:, None], float("-inf"), lse)
+        top, total, acc = _take(lse, o, top, total, acc)
+    o_c, lse_c = normalized(top, total, acc)
+    o_a, lse_a = o_c, lse_c
+    if ANCHOR == 2:
+        o_a, lse_a = normalized(top_a, total_a, acc_a)
     finish(
         o_c, lse_c, o_a, lse_a, g, rows, heads, row_mask, column, out, lse_out, mass_out, weight_out, num_q_heads,
         D, COLUMNS, ANCHOR, OPERATOR, HAS_G, WITH_LSE, WITH_MASS,
