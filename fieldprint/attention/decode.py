@@ -57,7 +57,9 @@ def config_for(
     scattered = 2 if page_size < 16 else 0  # page numbers then take a stage for each of a tile
     if rows > 32:
         wide = rows > 64
-        return DecodeConfig(32 if page_size >= 32 else 16, 3 + scattered, 8 if wide else 4, 1 if wide else 2, 1)
+        return DecodeConfig(
+            32 if page_size >= 32 else 16, 3 + scattered, 8 if wide else 4, 1 if wide else 2, 1
+        )
     if rows > 16 or width > 128:
         return DecodeConfig(16, 3 + scattered, 2, 4, 2)
     few = heads <= 32 and not batch_invariant  # each is cut into many parts
@@ -195,7 +197,12 @@ def plan_decode(
         )
     batch = page_table.shape[0]
     config = config or config_for(
-        head_dim, dtype.itemsize, rows, batch * num_kv_heads, page_size=page_size, batch_invariant=batch_invariant
+        head_dim,
+        dtype.itemsize,
+        rows,
+        batch * num_kv_heads,
+        page_size=page_size,
+        batch_invariant=batch_invariant,
     )
     programs = num_programs or _multiprocessors(page_table.device) * config.programs_per_sm
     ranges = max(1, programs // num_kv_heads)
@@ -320,7 +327,9 @@ def _splits_of_a_sequence(
 ) -> int:
     """The most splits that a sequence of up to `length` can have, anchor and sinks among them."""
     if window is not None:
-        splits = -(-min(length, window + q_len + SPLIT_TOKENS) // SPLIT_TOKENS) + -(-num_sinks // SPLIT_TOKENS) + 2
+        splits = (
+            -(-min(length, window + q_len + SPLIT_TOKENS) // SPLIT_TOKENS) + -(-num_sinks // SPLIT_TOKENS) + 2
+        )
     else:
         sizes = ((MEDIUM.value, 1), (LONG.value, 2), (length, LONG_GROWTH.value))
         splits = max(1, *(-(-min(length, longest) // (SPLIT_TOKENS * grown)) for longest, grown in sizes))

@@ -8,7 +8,7 @@ result; the program that arrives last, or a launch of its own, merges the parts 
 import triton
 import triton.language as tl
 
-from fieldprint.attention.merge_kernel import finish, merge_and_finish, normalized
+from fieldprint.attention.merge_kernel import finish, merge_and_finish, merge_terms, normalized
 from fieldprint.attention.plan_kernel import LOOKAHEAD, PLAN_RECORD, PLAN_ROW, context_span, place_of
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -99,10 +99,16 @@ def _context_tiles(
         if PAGE >= BLOCK_N:
             page = near & 0xFFFFFFFF
             near = _pair(near >> 32, far)
-            far = _pair(far >> 32, _page_of(table, tile + LOOKAHEAD, sinks, first, tiles, WINDOW, BLOCK_N, PAGE))
+            far = _pair(
+                far >> 32, _page_of(table, tile + LOOKAHEAD, sinks, first, tiles, WINDOW, BLOCK_N, PAGE)
+            )
             inside = place * BLOCK_N % PAGE
-            keys_at = k + (page * stride_kp + inside * STRIDE_K) + (offs_n[:, None] * STRIDE_K + offs_d[None, :])
-            values_at = v + (page * stride_vp + inside * STRIDE_V) + (offs_n[:, None] * STRIDE_V + offs_d[None, :])
+            keys_at = (
+                k + (page * stride_kp + inside * STRIDE_K) + (offs_n[:, None] * STRIDE_K + offs_d[None, :])
+            )
+            values_at = (
+                v + (page * stride_vp + inside * STRIDE_V) + (offs_n[:, None] * STRIDE_V + offs_d[None, :])
+            )
         else:
             slot = place * BLOCK_N + offs_n
             page = tl.load(table + slot // PAGE, mask=there, other=0).to(tl.int64)
@@ -172,6 +178,11 @@ def decode_kernel(
             q_at = (q_row * (num_kv_heads * GROUP) + q_head)[:, None] * D + offs_d[None, :]
             q_mask = m_valid[:, None] & (offs_d < D)[None, :]
             queries = tl.load(q + q_at, mask=q_mask, other=0.0)
+            if MERGE_HERE:
+                r_head, r_valid = head * GROUP + offs_r % GROUP, offs_r < Q_LEN * GROUP
+                first_slot, parts, anchor_parts, first_part, share = merge_terms(
+                    plan, row, g, r_head, r_valid, ANCHOR, HAS_G
+                )
             slot_row = (slot * num_kv_heads + head) * SLOT_ROWS
             m = tl.full([BLOCK_M], float("-inf"), tl.float32)
             l = tl.zeros([BLOCK_M], tl.float32)
@@ -206,22 +217,21 @@ def decode_kernel(
                     o *= tl.load(v_scale + head)
                 if whole:
                     finish(
-                        o, lse, o, lse, g, q_row, q_head, m_valid, 0, out, lse_out, mass_out, weight_out,
+                        o, lse, o, lse, lse, q_row, q_head, m_valid, 0, out, lse_out, mass_out, weight_out,
                         num_kv_heads * GROUP, D, BLOCK_D, ANCHOR, OPERATOR, HAS_G, WITH_LSE, WITH_MASS,
                     )  # fmt: skip
                 else:
                     _store_part(o, lse, parts_o, parts_lse, slot_row, BLOCK_M, BLOCK_R, BLOCK_D)
             if MERGE_HERE and not whole:
                 counter = arrivals + row * num_kv_heads + head
-                parts = tl.load(plan + row * PLAN_ROW + 1)
                 tl.debug_barrier()
                 arrived = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu")
                 tl.debug_barrier()
                 if arrived == parts - 1:
                     merge_and_finish(
-                        plan, parts_o, parts_lse, row, head, num_kv_heads, g,
-                        row * Q_LEN + offs_r // GROUP, head * GROUP + offs_r % GROUP, offs_r < Q_LEN * GROUP, 0,
-                        out, lse_out, mass_out, weight_out, num_kv_heads * GROUP,
-                        D, BLOCK_D, BLOCK_D, BLOCK_R, BLOCK_R, BLOCK_C, ANCHOR, OPERATOR, HAS_G, WITH_LSE, WITH_MASS,
+                        first_slot, parts, anchor_parts, first_part, share, parts_o, parts_lse, head, num_kv_heads,
+                        row * Q_LEN + offs_r // GROUP, r_head, r_valid, 0, out, lse_out, mass_out, weight_out,
+                        num_kv_heads * GROUP, D, BLOCK_D, BLOCK_D, BLOCK_R, BLOCK_R, BLOCK_C, ANCHOR, OPERATOR, HAS_G,
+                        WITH_LSE, WITH_MASS,
                     )  # fmt: skip
                     tl.store(counter, 0)  # ready for the next launch

@@ -10,13 +10,13 @@ LN_2 = tl.constexpr(0.6931471805599453)
 
 @triton.jit
 def finish(
-    o_c, lse_c, o_a, lse_a, g, rows, heads, row_mask, column, out, lse_out, mass_out, weight_out, num_q_heads,
+    o_c, lse_c, o_a, lse_a, share, rows, heads, row_mask, column, out, lse_out, mass_out, weight_out, num_q_heads,
     D: tl.constexpr, COLUMNS: tl.constexpr, ANCHOR: tl.constexpr, OPERATOR: tl.constexpr, HAS_G: tl.constexpr,
     WITH_LSE: tl.constexpr, WITH_MASS: tl.constexpr,
 ):  # fmt: skip
     """Apply the injection operator to normalized outputs and base-2 lses, and write what was asked for.
 
-    The outputs are COLUMNS channels from `column` on.
+    The outputs are COLUMNS channels from `column` on; `share` is g of each row.
     """
     offs_d = column + tl.arange(0, COLUMNS)
     where = rows * num_q_heads + heads
@@ -25,7 +25,6 @@ def finish(
         mass = 1.0 / (1.0 + tl.exp2(tl.minimum(lse_c - lse_a, 126.0)))
         w = mass
         if HAS_G:
-            share = tl.load(g + heads, mask=row_mask, other=0.0)
             if OPERATOR == 1:
                 w = tl.where(lse_c == float("-inf"), 1.0, share)
             else:
@@ -69,28 +68,44 @@ def normalized(top, total, acc):
 
 
 @triton.jit
+def merge_terms(plan, row, g, heads, row_mask, ANCHOR: tl.constexpr, HAS_G: tl.constexpr):
+    """(first slot, parts, parts that touch the anchor, first part that touches the context, g of each row).
+
+    All of it can be read before the parts are there.
+    """
+    first = tl.load(plan + row * PLAN_ROW)
+    parts = tl.load(plan + row * PLAN_ROW + 1)
+    anchor_parts = 0
+    first_part = 0
+    if ANCHOR == 2:
+        anchor_parts = tl.load(plan + row * PLAN_ROW + 2)
+        first_part = tl.load(plan + row * PLAN_ROW + 3)
+    share = tl.zeros(heads.shape, tl.float32)
+    if HAS_G:
+        share = tl.load(g + heads, mask=row_mask, other=0.0)
+    return first, parts, anchor_parts, first_part, share
+
+
+@triton.jit
 def merge_and_finish(
-    plan, parts_o, parts_lse, row, head, num_kv_heads, g, rows, heads, row_mask, column, out, lse_out, mass_out,
-    weight_out, num_q_heads, D: tl.constexpr, BLOCK_D: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, ANCHOR: tl.constexpr, OPERATOR: tl.constexpr, HAS_G: tl.constexpr,
-    WITH_LSE: tl.constexpr, WITH_MASS: tl.constexpr,
+    first, parts, anchor_parts, first_part, share, parts_o, parts_lse, head, num_kv_heads, rows, heads, row_mask,
+    column, out, lse_out, mass_out, weight_out, num_q_heads, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    COLUMNS: tl.constexpr, ROWS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, ANCHOR: tl.constexpr,
+    OPERATOR: tl.constexpr, HAS_G: tl.constexpr, WITH_LSE: tl.constexpr, WITH_MASS: tl.constexpr,
 ):  # fmt: skip
     """Merge the parts of a sequence and KV head in the order of their tiles, and write the output.
 
-    A slot has BLOCK_R rows for the context, and where the anchor is apart as many again for it. BLOCK_C parts are read
-    at once.
+    The first arguments are those of `merge_terms`. A slot has BLOCK_R rows for the context, and where the anchor is
+    apart as many again for it. BLOCK_C parts are read at once.
     """
     SLOT_ROWS: tl.constexpr = 2 * BLOCK_R if ANCHOR == 2 else BLOCK_R
     offs_r = tl.arange(0, ROWS)
     offs_d = tl.arange(0, COLUMNS)
-    first = tl.load(plan + row * PLAN_ROW)
-    count = tl.load(plan + row * PLAN_ROW + 1)
+    count = parts
     top = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, COLUMNS], tl.float32)
     if ANCHOR == 2:
-        anchor_parts = tl.load(plan + row * PLAN_ROW + 2)
-        first_part = tl.load(plan + row * PLAN_ROW + 3)
         count += anchor_parts - first_part
         top_a, total_a, acc_a = top, total, acc
     for begin in tl.range(0, count, BLOCK_C, num_stages=1):
@@ -122,7 +137,7 @@ def merge_and_finish(
     if ANCHOR == 2:
         o_a, lse_a = normalized(top_a, total_a, acc_a)
     finish(
-        o_c, lse_c, o_a, lse_a, g, rows, heads, row_mask, column, out, lse_out, mass_out, weight_out, num_q_heads,
+        o_c, lse_c, o_a, lse_a, share, rows, heads, row_mask, column, out, lse_out, mass_out, weight_out, num_q_heads,
         D, COLUMNS, ANCHOR, OPERATOR, HAS_G, WITH_LSE, WITH_MASS,
     )  # fmt: skip
 
@@ -143,14 +158,15 @@ def merge_kernel(
     inner = index % (Q_LEN * GROUP)
     row = (index // (Q_LEN * GROUP)) % batch
     head = index // (Q_LEN * GROUP) // batch
-    parts = tl.load(plan + row * PLAN_ROW + 1)
+    one = tl.arange(0, 1)
+    heads = head * GROUP + inner % GROUP + one
+    first, parts, anchor_parts, first_part, share = merge_terms(plan, row, g, heads, one < 1, ANCHOR, HAS_G)
     if EARLY:
         tl.extra.cuda.gdc_wait()
     if ANCHOR == 2 or parts > 1:  # else the one program that had it all has written the output
-        one = tl.arange(0, 1)
         merge_and_finish(
-            plan, parts_o + inner * BLOCK_D + column, parts_lse + inner, row, head, num_kv_heads, g,
-            row * Q_LEN + inner // GROUP + one, head * GROUP + inner % GROUP + one, one < 1, column,
-            out, lse_out, mass_out, weight_out, num_kv_heads * GROUP,
-            D, BLOCK_D, COLUMNS, 1, BLOCK_R, BLOCK_C, ANCHOR, OPERATOR, HAS_G, WITH_LSE, WITH_MASS,
+            first, parts, anchor_parts, first_part, share, parts_o + inner * BLOCK_D + column, parts_lse + inner, head,
+            num_kv_heads, row * Q_LEN + inner // GROUP + one, heads, one < 1, column, out, lse_out, mass_out,
+            weight_out, num_kv_heads * GROUP, D, BLOCK_D, COLUMNS, 1, BLOCK_R, BLOCK_C, ANCHOR, OPERATOR, HAS_G,
+            WITH_LSE, WITH_MASS,
         )  # fmt: skip

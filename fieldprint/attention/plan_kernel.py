@@ -86,7 +86,9 @@ def _fitting_size(anchor_tiles, context, there, num_ranges, min_tiles, SEPARATE:
     return low
 
 
-@triton.jit(do_not_specialize=["batch", "num_ranges", "num_records", "min_tiles", "anchor_tiles", "stride_table"])
+@triton.jit(
+    do_not_specialize=["batch", "num_ranges", "num_records", "min_tiles", "anchor_tiles", "stride_table"]
+)
 def plan_kernel(
     seq_lens, page_table, plan, batch, num_ranges, num_records, min_tiles, anchor_tiles, stride_table,
     Q_LEN: tl.constexpr, WINDOW: tl.constexpr, NUM_SINKS: tl.constexpr, BLOCK_N: tl.constexpr, PAGE: tl.constexpr,
@@ -171,7 +173,9 @@ def plan_kernel(
         sink = part - anchor_splits
         step = sink - sink_splits + first // split
         in_context = anchor_tiles + sinks - first
-        lo = tl.where(sink < sink_splits, anchor_tiles + sink * split, in_context + tl.maximum(step * split, first))
+        lo = tl.where(
+            sink < sink_splits, anchor_tiles + sink * split, in_context + tl.maximum(step * split, first)
+        )
         hi = tl.where(
             sink < sink_splits,
             anchor_tiles + tl.minimum((sink + 1) * split, sinks),
@@ -214,7 +218,9 @@ def plan_kernel(
         for ahead in tl.static_range(LOOKAHEAD):
             place = place_of(tl.maximum(lo - anchor_tiles, 0) + ahead, sinks, first, tiles, WINDOW)
             page = tl.load(
-                page_table + row.to(tl.int64) * stride_table + place * BLOCK_N // PAGE, mask=written & alive, other=0
+                page_table + row.to(tl.int64) * stride_table + place * BLOCK_N // PAGE,
+                mask=written & alive,
+                other=0,
             )
             tl.store(at + 6 + ahead, page, mask=written)
 

@@ -61,6 +61,7 @@ def test_opcheck(invariant: bool) -> None:
     torch.library.opcheck(paged_decode, arguments)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # torch 2.11's own compiler
 @pytest.mark.parametrize("operator", ["floor", "mixture"])
 @pytest.mark.parametrize("with_mass", [False, True])
 def test_compile_keeps_the_call_whole(operator: str, with_mass: bool) -> None:

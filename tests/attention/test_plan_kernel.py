@@ -74,7 +74,9 @@ def check_laws(plan: DecodePlan) -> None:
         length = int(plan.seq_lens[row])
         oldest = 0 if plan.window is None else max(0, length - plan.q_len - plan.window + 1)
         tiles = [
-            t for t in range(-(-length // TILE)) if t >= oldest // TILE or t * TILE < min(oldest, plan.num_sinks)
+            t
+            for t in range(-(-length // TILE))
+            if t >= oldest // TILE or t * TILE < min(oldest, plan.num_sinks)
         ]
         line = [tile for part in parts for tile in range(part.lo, part.hi)]
         assert line == list(range(anchor + len(tiles)))
@@ -86,7 +88,9 @@ def check_laws(plan: DecodePlan) -> None:
         assert context == list(range(first_part, count)) if tiles else first_part == count or not anchor
         slots.extend(part.slot for part in parts)
         for part in parts:
-            places = [tiles[min(max(part.lo - anchor, 0) + i, len(tiles) - 1)] for i in range(4)] if tiles else []
+            places = (
+                [tiles[min(max(part.lo - anchor, 0) + i, len(tiles) - 1)] for i in range(4)] if tiles else []
+            )
             assert list(part.pages[: len(places)]) == [int(plan.page_table[row, place]) for place in places]
     assert len(set(slots)) == len(slots)
     assert max(slots) < plan.num_records
@@ -128,7 +132,9 @@ def split_at_positions(length: int, anchor: int) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("length", [0, 1, 256, 257, 8192, 8193, 65536, 65537, 70000])
 @pytest.mark.parametrize("others", [[], [40, 9000]])
 @pytest.mark.parametrize("anchor", [0, 300])
-def test_batch_invariant_splits_follow_from_the_own_length(length: int, others: list[int], anchor: int) -> None:
+def test_batch_invariant_splits_follow_from_the_own_length(
+    length: int, others: list[int], anchor: int
+) -> None:
     plan = make([length, *others], num_anchor=anchor, num_programs=6, batch_invariant=True)
     found = [(part.lo, part.hi) for part in parts_of(plan)[0]]
     assert found == split_at_positions(length, -(-anchor // TILE))
