@@ -8,7 +8,7 @@ from types import ModuleType
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 FOLDER = Path(__file__).parent.parent / "docs" / "figures"
@@ -43,34 +43,87 @@ def test_drawing_is_well_formed_and_loads_nothing(name: str) -> None:
     assert not re.search(r"href|<script|@import|url\((?!#)", DRAWINGS[name])
 
 
-@given(
-    units=st.lists(st.integers(1, 40), min_size=1, max_size=6),
-    heads=st.integers(1, 4),
-    programs=st.integers(1, 50),
-)
-def test_cut_covers_the_line_once_with_two_slots_a_program(
-    units: list[int], heads: int, programs: int
+batches = st.lists(st.integers(0, 40), min_size=1, max_size=9)
+
+
+@given(contexts=batches, anchor=st.integers(0, 12), ranges=st.integers(1, 80), min_tiles=st.integers(1, 5))
+def test_cut_covers_every_tile_once_and_gives_each_record_a_slot(
+    contexts: list[int], anchor: int, ranges: int, min_tiles: int
 ) -> None:
-    per, segments = DRAW.cut(units, heads, programs)
-    line = [unit for segment in segments for unit in range(segment.first, segment.stop)]
-    assert line == list(range(sum(units) * heads))
-    slots = [segment.slot for segment in segments if segment.slot is not None]
-    assert len(slots) == len(set(slots))
-    assert all(slot // 2 < programs for slot in slots)
-    assert all(segment.first // per == (segment.stop - 1) // per == segment.program for segment in segments)
-    for segment in segments:
-        whole = segment.stop - segment.first == units[segment.sequence]
-        assert (segment.slot is None) == whole
+    found = DRAW.cut(contexts, anchor, ranges, min_tiles)
+    assert len(found) == ranges
+    pieces = [piece for mine in found for piece in mine]
+    for row, context in enumerate(contexts):
+        mine = [piece for piece in pieces if piece.row == row]
+        assert [tile for p in mine for tile in range(p.first, p.stop)] == list(range(anchor + context))
+        assert [piece.slot for piece in mine] == list(range(mine[0].slot, mine[0].slot + len(mine)))
+    for numbers in ([piece.record for piece in pieces], [piece.slot for piece in pieces]):
+        assert len(set(numbers)) == len(numbers)
+        assert max(numbers) < ranges + (0 if 2 * len(contexts) <= ranges else len(contexts))
+
+
+def test_drawn_batches_show_parts_of_the_anchor_and_a_range_that_goes_on() -> None:
+    anchor = DRAW.DRAWN_ANCHOR
+    few, many = (DRAW.cut(contexts, anchor, ranges) for contexts, ranges in (DRAW.FEW, DRAW.MANY))
+    assert [(p.first, p.stop) for mine in few for p in mine if p.first < anchor] == 2 * [(0, 4), (4, 8)]
+    assert [[p.record for p in mine] for mine in many] == [[0], [1, 5, 6], [2, 7], [3]]
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@given(data=st.data())
+@settings(max_examples=15, deadline=None)
+def test_cut_is_what_the_plan_kernel_writes(aligned: bool, data: st.DataObject) -> None:
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("triton")
+    from fieldprint.attention.decode import DecodeConfig, plan_decode
+    from fieldprint.attention.plan_kernel import PLAN_RECORD, PLAN_ROW
+
+    device, block, heads = "cuda" if torch.cuda.is_available() else "cpu", DRAW.BLOCK_N, 2
+    lens = data.draw(st.lists(st.integers(0, 500), min_size=1, max_size=6), label="lens")
+    few, most = (2 * len(lens), 20 * len(lens)) if aligned else (1, 2 * len(lens) - 1)
+    ranges = data.draw(st.integers(few, most), label="ranges")
+    num_anchor, min_tiles = data.draw(
+        st.tuples(st.integers(0, 200), st.integers(1, 5)), label="anchor, least"
+    )
+    plan = plan_decode(
+        torch.zeros(len(lens), 32, dtype=torch.int32, device=device),
+        torch.tensor(lens, dtype=torch.int32, device=device),
+        page_size=16, num_pages=1, num_q_heads=4, num_kv_heads=heads, head_dim=64, num_anchor=num_anchor,
+        config=DecodeConfig(block, 2, 4, 1, min_tokens=min_tiles * block), num_programs=ranges * heads,
+    )  # fmt: skip
+    assert (plan.num_ranges, plan.aligned) == (ranges, aligned)
+    work, written = plan.work.tolist(), []
+    for index in range(ranges):
+        record, pieces = index, []
+        while record >= 0:
+            start = PLAN_ROW.value * len(lens) + PLAN_RECORD.value * record
+            row, first, stop, slot, following = work[start : start + 5]
+            if row >= 0:
+                pieces.append(DRAW.Piece(record, row, first, stop, slot))
+            record = following
+        written.append(pieces)
+    anchor, contexts = -(-num_anchor // block), [-(-length // block) for length in lens]
+    found = DRAW.cut(contexts, anchor, ranges, min_tiles)
+    assert found == written
+    for row in range(len(lens)):
+        mine = [piece for pieces in found for piece in pieces if piece.row == row]
+        touched = sum(piece.first < anchor for piece in mine)
+        before = sum(piece.stop <= anchor for piece in mine)
+        assert work[4 * row : 4 * row + 4] == [mine[0].slot, len(mine), touched, before]
 
 
 def test_numbers_of_the_memory_drawing_are_those_of_the_kernel() -> None:
     pytest.importorskip("torch")
     pytest.importorskip("triton")
-    from fieldprint.attention.decode import config_for
+    from fieldprint.attention import decode, plan_kernel
 
     group = DRAW.NUM_Q_HEADS // DRAW.NUM_KV_HEADS
-    config = config_for(DRAW.HEAD_DIM, DRAW.BYTES, group, DRAW.BATCH * DRAW.NUM_KV_HEADS)
-    assert (config.block_n, config.num_stages, config.programs_per_sm) == (
-        DRAW.BLOCK_N, DRAW.STAGES, DRAW.PROGRAMS_PER_SM,
+    config = decode.config_for(DRAW.HEAD_DIM, DRAW.BYTES, group, DRAW.BATCH * DRAW.NUM_KV_HEADS)
+    assert (config.block_n, config.num_stages, config.programs_per_sm, config.merge_width) == (
+        DRAW.BLOCK_N, DRAW.STAGES, DRAW.PROGRAMS_PER_SM, DRAW.MERGE_WIDTH,
     )  # fmt: skip
+    assert config.min_tokens == DRAW.MIN_TILES * DRAW.BLOCK_N
     assert not config.merge_apart
+    assert decode.SEPARATE_FROM == DRAW.SEPARATE_FROM
+    for name in ("LIGHT", "LOOKAHEAD", "PLAN_ROW", "PLAN_RECORD"):
+        assert getattr(plan_kernel, name).value == getattr(DRAW, name)

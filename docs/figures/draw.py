@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +16,17 @@ FOLDER = Path(__file__).parent
 RESULTS = FOLDER.parent.parent / "benchmarks" / "results" / "attention_gpu.json"
 INK, GREY, LINE, PAPER, BAND = "#1f2933", "#5c6773", "#7b8794", "#ffffff", "#f1f4f7"
 ANCHOR, PART, DONE, OURS, PEER = "#ffc46b", "#d9c8f0", "#bfe3c6", "#0b5cad", "#c2410c"
-CONTEXT = ("#b9d8f2", "#8fbce6", "#d6e8c4")  # of sequence 0, 1, 2
+CONTEXT = ("#b9d8f2", "#8fbce6")  # of every other sequence
 
-# The cell that the drawing of the memories has numbers for; `config_for` chose the second line (tested).
-BATCH, LENGTH, NUM_Q_HEADS, NUM_KV_HEADS, HEAD_DIM, NUM_ANCHOR, PAGE_SIZE, BYTES = (
-    8,
-    4096,
-    32,
-    8,
-    128,
-    128,
-    16,
-    2,
-)
-BLOCK_N, STAGES, PROGRAMS_PER_SM = 16, 4, 8
+# The cell that the drawing of the memories has numbers for; what the kernel chose for it, and its constants (tested).
+BATCH, LENGTH, NUM_Q_HEADS, NUM_KV_HEADS, HEAD_DIM = 8, 4096, 32, 8, 128
+NUM_ANCHOR, PAGE_SIZE, BYTES = 128, 16, 2
+BLOCK_N, STAGES, PROGRAMS_PER_SM, MERGE_WIDTH, MIN_TILES = 16, 3, 8, 8, 4
+LIGHT, LOOKAHEAD, SEPARATE_FROM, PLAN_ROW, PLAN_RECORD = 4, 4, 8, 4, 12
 MULTIPROCESSORS = 132
+
+# The drawn batches: tiles of each context, and ranges; all with DRAWN_ANCHOR tiles and DRAWN_HEADS KV heads.
+FEW, MANY, DRAWN_ANCHOR, DRAWN_HEADS = ((32, 16), 16), ((8, 1, 6, 1, 5), 4), 8, 2
 
 
 @dataclass
@@ -66,7 +63,7 @@ class Sheet:
         """A box with lines of text in its middle, of which the first may be bold."""
         dash = ' stroke-dasharray="4 3"' if dashed else ""
         self.parts.append(
-            f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="3" fill="{fill}" stroke="{stroke}"{dash}/>'
+            f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="{min(3, width / 8):g}" fill="{fill}" stroke="{stroke}"{dash}/>'
         )
         texts = lines.split("\n") if lines else []
         for index, text in enumerate(texts):
@@ -108,91 +105,155 @@ class Sheet:
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
-    """What a program has of one sequence and KV head; `slot` is None where it has all of it."""
+class Piece:
+    """A record of the plan: tiles [first, stop) of a sequence, of the anchor's and then the context's."""
 
-    program: int
-    head: int
-    sequence: int
-    first: int  # units, on the line of all
+    record: int
+    row: int
+    first: int
     stop: int
-    slot: int | None
+    slot: int
 
 
-def cut(units: Sequence[int], heads: int, programs: int) -> tuple[int, list[Segment]]:
-    """(units a program, segments): how the kernel cuts the line of units, `units` by sequence."""
-    per = math.ceil(sum(units) * heads / programs)
-    segments, begin = [], 0
-    for head in range(heads):
-        for sequence, count in enumerate(units):
-            for program in range(begin // per, (begin + count - 1) // per + 1):
-                first, stop = max(begin, program * per), min(begin + count, (program + 1) * per)
-                whole = stop - first == count
-                slot = None if whole else 2 * program + int(first > program * per)
-                segments.append(Segment(program, head, sequence, first, stop, slot))
-            begin += count
-    return per, segments
+def cut(contexts: Sequence[int], anchor: int, ranges: int, min_tiles: int = 1) -> list[list[Piece]]:
+    """What each range has, as `plan_kernel` cuts it (tested): `contexts` are the tiles of each sequence's context."""
+    if 2 * len(contexts) > ranges:
+        return _cut_line(contexts, anchor, ranges, min_tiles)
+    pieces = _cut_aligned(contexts, anchor, ranges, min_tiles)
+    return [[piece] for piece in pieces] + [[]] * (ranges - len(pieces))
+
+
+def _cut_aligned(contexts: Sequence[int], anchor: int, ranges: int, min_tiles: int) -> list[Piece]:
+    """Equal parts of each sequence, as small as fit; from SEPARATE_FROM ranges a sequence on the anchor has its own."""
+    separate = SEPARATE_FROM * len(contexts) <= ranges
+
+    def parts_of(context: int, size: int) -> tuple[int, int]:
+        if separate:
+            alone, others = math.ceil(anchor / max(size, LIGHT)), math.ceil(context / size)
+        else:
+            alone, others = 0, math.ceil((math.ceil(anchor / LIGHT) + context) / size)
+        return alone, others if alone else max(others, 1)
+
+    size = min_tiles
+    while sum(sum(parts_of(context, size)) for context in contexts) > ranges:
+        size += 1
+    pieces: list[Piece] = []
+    for row, context in enumerate(contexts):
+        alone, others = parts_of(context, size)
+        bounds = [part * anchor // alone for part in range(alone)]
+        if separate:
+            bounds += [anchor + part * context // max(others, 1) for part in range(others + 1)]
+        else:
+            weight = math.ceil(anchor / LIGHT) + context
+            bounds += [_tile_at(part * weight // others, anchor) for part in range(others + 1)]
+        for first, stop in pairwise(bounds):
+            pieces.append(Piece(len(pieces), row, first, stop, len(pieces)))
+    return pieces
+
+
+def _cut_line(contexts: Sequence[int], anchor: int, ranges: int, min_tiles: int) -> list[list[Piece]]:
+    """Equal ranges of the line of all sequences; a sequence that begins inside a range has a record of its own."""
+    weights = [math.ceil(anchor / LIGHT) + context for context in contexts]
+    line = [(row, step) for row, weight in enumerate(weights) for step in range(max(weight, 1))]
+    per = max(math.ceil(len(line) / ranges), min_tiles)
+    found: list[list[Piece]] = []
+    for index in range(ranges):
+        pieces: list[Piece] = []
+        for row, steps in groupby(line[index * per : (index + 1) * per], lambda place: place[0]):
+            passed = [step for _, step in steps]
+            first = _tile_at(passed[0], anchor)
+            stop = _tile_at(min(passed[-1] + 1, weights[row]), anchor)
+            pieces.append(Piece(ranges + row if pieces else index, row, first, stop, index + row))
+        found.append(pieces)
+    return found
+
+
+def _tile_at(weight: int, anchor: int) -> int:
+    """The first tile behind `weight`, where LIGHT tiles of the anchor weigh as much as one of the context."""
+    of_anchor = math.ceil(anchor / LIGHT)
+    return weight * LIGHT if weight < of_anchor else anchor + weight - of_anchor
 
 
 def draw_units() -> str:
-    """The line of units, cut into programs, with slots and merge."""
-    tiles, anchor, heads, programs, size, left = (6, 1, 3), 2, 2, 5, 26, 34
-    units = [count + anchor for count in tiles]
-    per, segments = cut(units, heads, programs)
-    total = sum(units) * heads
-    sheet = Sheet(900, 392, "The line of units of a ragged batch, cut into programs, with slots and merge")
-    begin = 0
-    for head in range(heads):
-        sheet.text(left + (head + 0.5) * sum(units) * size, 20, f"KV head {head}", bold=True)
-        for sequence, count in enumerate(units):
-            x = left + begin * size
-            sheet.text(x + count * size / 2, 44, f"seq {sequence}", size=12)
-            sheet.line(x + 3, 56, x + count * size - 3, 56, CONTEXT[sequence], 4)
-            for unit in range(count):
-                fill = ANCHOR if unit < anchor else CONTEXT[sequence]
-                sheet.box(x + unit * size, 64, size, size, "A" if unit < anchor else "c", fill=fill)
-            begin += count
-    used = {segment.slot for segment in segments}
-    ends = [(left + i * per * size, left + min(total, (i + 1) * per) * size) for i in range(programs)]
-    for program, (x, end) in enumerate(ends):
-        sheet.box(x + 2, 98, end - x - 4, 24, f"program {program}", fill=BAND, size=12)
-        for slot, at in ((2 * program, x + 25), (2 * program + 1, end - 25)):
-            text, fill = ("O, lse", PART) if slot in used else ("unused", PAPER)
-            sheet.box(
-                at - 23, 182, 46, 40, f"slot {slot}\n{text}", fill=fill, dashed=slot not in used, size=11
-            )
-    _draw_outputs(sheet, segments, ends, [left + (s.first + s.stop) / 2 * size for s in segments])
-    at = left
-    for letter, fill, meaning, width in (
-        ("A", ANCHOR, "tile of the anchor", 158),
-        ("c", CONTEXT[0], "tile of the sequence's own pages", 246),
-        ("", PART, "partial result", 124),
-        ("", DONE, "output: merged in the order of the line", 0),
+    """Two batches, cut into programs, with records, slots and merge: few sequences and many."""
+    sheet = Sheet(900, 604, "How a batch is cut into programs: few sequences, and many")
+    for y, title, more, (contexts, ranges), widths in (
+        (
+            20,
+            f"Few sequences, from {SEPARATE_FROM} ranges a sequence on: equal parts, the anchor's apart",
+            "With fewer ranges, from 2 a sequence on, the anchor's tiles are in the first parts of each sequence.",
+            FEW,
+            (12.25, 12.25),
+        ),
+        (
+            278,
+            "Many sequences, fewer than 2 ranges a sequence: equal ranges of one line",
+            f"{LIGHT} tiles of the anchor, which are in L2, count as one of the context. Slot = range + sequence.",
+            MANY,
+            (24.0 / LIGHT, 24.0),
+        ),
     ):
-        sheet.box(at, 356, 18, 18, letter, fill=fill, size=12)
-        sheet.text(at + 25, 365, meaning, at="start", size=12)
+        note = f"{len(contexts)} sequences, {DRAWN_HEADS} KV heads, {ranges} ranges. {more}"
+        sheet.text(16, y, title, at="start", bold=True)
+        sheet.text(16, y + 21, note, at="start", size=12, ink=GREY)
+        _draw_cut(sheet, y + 50, contexts, ranges, widths)
+    at = 16
+    for fill, meaning, width in (
+        (ANCHOR, "tile of the anchor", 150),
+        (CONTEXT[0], "tile of the sequence's own pages", 236),
+        (PART, "partial result, one for each KV head", 262),
+        (DONE, "output, one for each KV head", 0),
+    ):
+        sheet.box(at, 528, 18, 18, fill=fill)
+        sheet.text(at + 25, 537, meaning, at="start", size=12)
         at += width
+    for y, text in (
+        (568, "The programs of a record have a KV head each and read neighbouring bytes. Record to record: where a range goes on."),
+        (588, "The slots of a sequence and KV head are merged in their order: by the program that arrives last, or in a launch of its own."),
+    ):  # fmt: skip
+        sheet.text(16, y, text, at="start", size=12, ink=GREY)
     return sheet.svg()
 
 
-def _draw_outputs(
-    sheet: Sheet, segments: Sequence[Segment], ends: Sequence[tuple[float, float]], middles: Sequence[float]
+def _draw_cut(
+    sheet: Sheet, y: float, contexts: Sequence[int], ranges: int, widths: tuple[float, float]
 ) -> None:
-    """Each segment's way into its slot or straight to its output, and the merges; `middles` is where segments are."""
-    found: dict[tuple[int, int], list[tuple[float, int | None]]] = {}
-    for segment, middle in zip(segments, middles, strict=True):
-        x, end = ends[segment.program]
-        place = (x + end) / 2 if segment.slot is None else end - 25 if segment.slot % 2 else x + 25
-        sheet.arrow((middle, 124), (place, 290 if segment.slot is None else 180))
-        found.setdefault((segment.head, segment.sequence), []).append((place, segment.slot))
-    for (head, sequence), parts in found.items():
-        out = sum(place for place, _ in parts) / len(parts)
-        slots = [str(slot) for _, slot in parts if slot is not None]
-        for place, slot in parts:
-            if slot is not None:
-                sheet.arrow((place, 224), (out, 290))
-        how = "slots " + ", ".join(slots) if slots else "at once"
-        sheet.box(out - 43, 292, 86, 40, f"head {head}, seq {sequence}\n{how}", fill=DONE, size=11)
+    """Tiles, programs, records, slots and outputs, one below the other; `widths` of a tile of the anchor and another."""
+    anchor, left, gap = DRAWN_ANCHOR, 96, 6
+    starts = [left + row * (gap + anchor * widths[0]) + sum(contexts[:row]) * widths[1] for row in range(len(contexts))]  # fmt: skip
+
+    def at(row: int, tile: int) -> float:
+        return starts[row] + min(tile, anchor) * widths[0] + max(tile - anchor, 0) * widths[1]
+
+    for name, middle in (("tiles", 31), ("programs", 59), ("record", 87), ("slot", 115), ("output", 154)):
+        sheet.text(16, y + middle, name, at="start", size=12)
+    for row, context in enumerate(contexts):
+        color, end = CONTEXT[row % len(CONTEXT)], at(row, anchor + context)
+        sheet.text((starts[row] + end) / 2, y, f"seq {row}", size=12)
+        sheet.line(starts[row], y + 13, end, y + 13, color, 4)
+        for tile in range(anchor + context):
+            fill = ANCHOR if tile < anchor else color
+            sheet.box(at(row, tile), y + 20, widths[tile >= anchor], 22, fill=fill)
+    slots: list[list[int]] = [[] for _ in contexts]
+    for index, pieces in enumerate(cut(contexts, anchor, ranges)):
+        x, end = at(pieces[0].row, pieces[0].first), at(pieces[-1].row, pieces[-1].stop)
+        programs = ", ".join(str(index * DRAWN_HEADS + head) for head in range(DRAWN_HEADS))
+        sheet.box(x + 1.5, y + 48, end - x - 3, 22, programs, fill=BAND, size=11)
+        for piece in pieces:
+            x, end = at(piece.row, piece.first), at(piece.row, piece.stop)
+            inset = 1.5 if len(pieces) == 1 else 9
+            sheet.box(x + inset, y + 76, end - x - 2 * inset, 22, str(piece.record), size=12)
+            if piece != pieces[-1]:
+                sheet.arrow((end - inset, y + 87), (end + gap + inset - 1, y + 87))
+            whole = piece.stop - piece.first == anchor + contexts[piece.row]
+            if not whole:
+                slots[piece.row].append(piece.slot)
+                sheet.box(x + 1.5, y + 104, end - x - 3, 22, str(piece.slot), fill=PART, size=12)
+            sheet.arrow(((x + end) / 2, y + (99 if whole else 127)), ((x + end) / 2, y + 141))
+    for row, context in enumerate(contexts):
+        mine = slots[row]
+        how = f"slots {mine[0]} {'and' if len(mine) == 2 else 'to'} {mine[-1]} merged" if mine else "at once"
+        sheet.box(starts[row], y + 142, at(row, anchor + context) - starts[row], 24, how, fill=DONE, size=12)
 
 
 def amount(count: float) -> str:
@@ -206,10 +267,14 @@ def amount(count: float) -> str:
 def draw_memory() -> str:
     """What lies in which memory, and what moves when."""
     group, token = NUM_Q_HEADS // NUM_KV_HEADS, 2 * HEAD_DIM * BYTES  # K and V of one token and KV head
-    tiles = -(-NUM_ANCHOR // BLOCK_N) + -(-LENGTH // BLOCK_N)
-    programs = MULTIPROCESSORS * PROGRAMS_PER_SM
-    per, segments = cut([tiles] * BATCH, NUM_KV_HEADS, programs)
-    parts = sum(segment.slot is not None for segment in segments)
+    anchor, programs = -(-NUM_ANCHOR // BLOCK_N), MULTIPROCESSORS * PROGRAMS_PER_SM
+    ranges = programs // NUM_KV_HEADS
+    pieces = [
+        piece for found in cut([-(-LENGTH // BLOCK_N)] * BATCH, anchor, ranges, MIN_TILES) for piece in found
+    ]
+    of_anchor = {piece.stop - piece.first for piece in pieces if piece.first < anchor}
+    of_context = {piece.stop - piece.first for piece in pieces if piece.first >= anchor}
+    parts = len(pieces) * NUM_KV_HEADS
     rows, part = group * HEAD_DIM * BYTES, 4 * group * (HEAD_DIM + 1)
     queries, tile = amount(BATCH * NUM_KV_HEADS * rows), amount(BLOCK_N * token)
     sheet = Sheet(900, 664, "What lies in HBM, L2, shared memory and registers, and what moves when")
@@ -217,22 +282,28 @@ def draw_memory() -> str:
         (14, 74, "HBM", "80 GB"),
         (126, 74, "L2", "50 MB"),
         (238, 74, "shared", "memory"),
-        (350, 88, "registers", f"{programs} programs"),
+        (350, 88, "registers", f"{parts} programs"),
     ):
         sheet.box(10, y, 880, height, fill=BAND, stroke=BAND)
         sheet.text(20, y + 24, name, at="start", bold=True)
         sheet.text(20, y + 44, more, at="start", size=11, ink=GREY)
     for x, y, width, fill, lines in (
         (120, 24, 170, CONTEXT[0], f"K/V pages\n{amount(BATCH * LENGTH * NUM_KV_HEADS * token)}"),
-        (306, 24, 88, PAPER, f"page table\n{amount(4 * BATCH * LENGTH / PAGE_SIZE)}"),
-        (410, 24, 120, ANCHOR, f"anchor K/V\n{amount(NUM_ANCHOR * NUM_KV_HEADS * token)}"),
+        (306, 24, 120, ANCHOR, f"anchor K/V\n{amount(NUM_ANCHOR * NUM_KV_HEADS * token)}"),
+        (442, 24, 88, PAPER, f"page table\n{amount(4 * BATCH * LENGTH / PAGE_SIZE)}"),
         (546, 24, 70, PAPER, f"q\n{queries}"),
         (806, 24, 76, DONE, f"out\n{queries}"),
         (120, 136, 170, CONTEXT[0], "pass through\nevict_first"),
-        (410, 136, 120, ANCHOR, "anchor stays\nevict_last"),
-        (632, 136, 66, PAPER, f"plan\n{amount(4 * (2 + 2 * BATCH))}"),
+        (306, 136, 120, ANCHOR, "anchor stays\nevict_last"),
+        (632, 136, 66, PAPER, f"plan\n{amount(4 * (PLAN_ROW * BATCH + PLAN_RECORD * ranges))}"),
         (714, 136, 86, PART, f"{parts} parts\n{amount(parts * part)}"),
-        (120, 248, 170, CONTEXT[0], f"{STAGES} stages, each K and V\nof {BLOCK_N} keys: {tile}"),
+        (
+            120,
+            248,
+            306,
+            PAPER,
+            f"{STAGES - 1} tiles in flight to each program,\neach K and V of {BLOCK_N} keys: {tile}",
+        ),
     ):
         sheet.box(x, y, width, 54, lines, fill=fill, size=12)
     sheet.box(120, 360, 496, 68, "S = q K',  P = exp2(S - max),  O = O shrink + P V\n"
@@ -241,32 +312,40 @@ def draw_memory() -> str:
     sheet.box(714, 360, 168, 68, "merge: parts of one\nsequence and KV head", fill=DONE, size=12)
     _draw_moves(sheet)
     for index, step in enumerate((
-        f"once a step, for all layers: where each sequence's units end, {per} units a program",
-        f"where a program comes to a sequence and KV head: the queries of its {group} heads, {amount(rows)}",
-        f"its share of the anchor, at most {amount(NUM_ANCHOR * token)}: from HBM once, from then on out of L2",
-        "a page's number, a stage before its tile",
-        f"each tile once, {tile}, cp.async; a program reads {per} tiles, {amount(per * BLOCK_N * token)}",
-        f"where a program leaves a sequence that it shares with others: O and lse, {amount(part)}",
-        "in the program that arrives last: the parts of a sequence and KV head, in the order of the line",
+        f"cut once a step, for all layers; a program's {4 * PLAN_RECORD} bytes of it: tiles, slot, the pages of its first "
+        f"{LOOKAHEAD} tiles",
+        f"the queries of the program's KV head: {group} heads, {amount(rows)}",
+        f"the anchor, in programs of its own: {_either(of_anchor)} tiles, {amount(max(of_anchor) * BLOCK_N * token)}; "
+        "from HBM once, then out of L2 for every sequence",
+        f"the pages of later tiles: a number each, {LOOKAHEAD} tiles ahead",
+        f"each tile once, {tile}, cp.async; a program reads {_either(of_context)} tiles, at most "
+        f"{amount(max(of_context) * BLOCK_N * token)}",
+        f"where a program has a part of its sequence: O and lse, {amount(part)}",
+        f"in the program that arrives last: the parts of a sequence and KV head in their order, {MERGE_WIDTH} at once",
         f"once: {amount(rows)} for each sequence and KV head (and lse, a, w in float32 if asked for)",
     )):  # fmt: skip
         sheet.mark(30, 462 + 24 * index, index + 1)
         sheet.text(48, 462 + 24 * index, step, at="start", size=12)
     sheet.text(890, 652, f"Batch {BATCH}, context {LENGTH}, {NUM_Q_HEADS}/{NUM_KV_HEADS} heads, head_dim {HEAD_DIM}, "
-               f"bf16, A = {NUM_ANCHOR}, pages of {PAGE_SIZE}, concat, one H100", at="end", size=11, ink=GREY)  # fmt: skip
+               f"bf16, A = {NUM_ANCHOR}, pages of {PAGE_SIZE}, concat, one H100: {programs} programs are launched, "
+               f"{parts} have a record", at="end", size=11, ink=GREY)  # fmt: skip
     return sheet.svg()
+
+
+def _either(counts: Iterable[int]) -> str:
+    return " or ".join(map(str, sorted(counts)))
 
 
 def _draw_moves(sheet: Sheet) -> None:
     """The arrows of `draw_memory`, each with the number of its line below, or 0."""
     for number, height, points in (
         (0, 0, ((205, 80), (205, 134))),
-        (0, 0, ((205, 304), (205, 358))),
-        (0, 0, ((470, 80), (470, 134))),
+        (0, 0, ((366, 80), (366, 134))),
+        (0, 0, ((273, 304), (273, 358))),
         (1, 275, ((665, 192), (665, 394), (618, 394))),
         (2, 219, ((581, 80), (581, 358))),
-        (3, 275, ((470, 192), (470, 358))),
-        (4, 219, ((350, 80), (350, 358))),
+        (3, 219, ((366, 192), (366, 246))),
+        (4, 219, ((486, 80), (486, 358))),
         (5, 219, ((205, 192), (205, 246))),
         (6, 275, ((545, 358), (545, 331), (735, 331), (735, 192))),
         (7, 275, ((775, 192), (775, 358))),
@@ -313,16 +392,16 @@ def draw_step() -> str:
         sheet.arrow(*points)
     sheet.arrow((160, 232), (160, 134), dashed=True)
     for y, text in (
-        (167, "concat (no g): the same"),
-        (182, "running softmax goes on from"),
-        (197, "the anchor; one set of parts"),
+        (167, "concat without masses, q_anchor"),
+        (182, "and scales: one softmax over"),
+        (197, "both, one set of parts"),
     ):
         sheet.text(172, y, text, at="start", size=11, ink=GREY)
     for y, text in (
         (294, "a, w and the lse of both together are written if asked for."),
         (312, "Without context w = 1."),
         (330, "A part is what one program found of a sequence and KV head;"),
-        (348, "where it found all, there is nothing to merge."),
+        (348, "with one softmax, a program that found all writes the output."),
     ):
         sheet.text(482, y + 6, text, at="start", size=11, ink=GREY)
     return sheet.svg()

@@ -54,18 +54,15 @@ def config_for(
     the choice does not depend on `heads`, since another tile would give other bits.
     """
     width = triton.next_power_of_2(head_dim)
-    scattered = 2 if page_size < 16 else 0  # page numbers then take a stage for each of a tile
     if rows > 32:
         wide = rows > 64
-        return DecodeConfig(
-            32 if page_size >= 32 else 16, 3 + scattered, 8 if wide else 4, 1 if wide else 2, 1
-        )
+        return DecodeConfig(32 if page_size >= 32 else 16, 3, 8 if wide else 4, 1 if wide else 2, 1)
     if rows > 16 or width > 128:
-        return DecodeConfig(16, 3 + scattered, 2, 4, 2)
+        return DecodeConfig(16, 3, 2, 4, 2)
     few = heads <= 32 and not batch_invariant  # each is cut into many parts
     if few and width * element_size == 256:
-        return DecodeConfig(16, 4 + scattered, 1, 4, merge_apart=True)
-    return DecodeConfig(16, 3 + scattered, 1, 8, 8 if rows <= 4 else 4, merge_apart=few)
+        return DecodeConfig(16, 4, 1, 4, merge_apart=True)
+    return DecodeConfig(16, 3, 1, 8, 8 if rows <= 4 else 4, merge_apart=few)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -9,6 +9,7 @@ pytest.importorskip("triton")
 
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
+from triton import cdiv  # noqa: E402
 
 from fieldprint.attention.decode import SPLIT_TOKENS, DecodeConfig, DecodePlan, plan_decode  # noqa: E402
 from fieldprint.attention.plan_kernel import (  # noqa: E402
@@ -123,7 +124,7 @@ def split_at_positions(length: int, anchor: int) -> list[tuple[int, int]]:
     """The splits of a sequence without a window: those of the anchor, then those of the context."""
     size = SPLIT_TOKENS // TILE
     grown = size * (LONG_GROWTH.value if length > LONG.value else 2 if length > MEDIUM.value else 1)
-    tiles = -(-length // TILE)
+    tiles = cdiv(length, TILE)
     own = [(i, min(i + size, anchor)) for i in range(0, anchor, size)]
     context = [(anchor + i, anchor + min(i + grown, tiles)) for i in range(0, tiles, grown)]
     return own + context or [(0, 0)]
@@ -145,14 +146,14 @@ def test_batch_invariant_splits_follow_from_the_own_length(
 def test_aligned_parts_are_as_small_as_fit_and_alike(lens: list[int], anchor: int, each: int) -> None:
     ranges = each * len(lens)
     plan = make(lens, num_anchor=anchor, num_programs=2 * ranges)
-    tiles, parts = -(-anchor // TILE), parts_of(plan)
+    tiles, parts = cdiv(anchor, TILE), parts_of(plan)
     separate = each >= 8
 
     def needed(size: int) -> int:
         if separate:
-            alone = -(-tiles // max(size, LIGHT.value))
-            return sum(alone + -(-(-(-n // TILE)) // size) or 1 for n in lens)
-        return sum(max(1, -(-(-(-n // TILE) + -(-tiles // LIGHT.value)) // size)) for n in lens)
+            alone = cdiv(tiles, max(size, LIGHT.value))
+            return sum(alone + cdiv(cdiv(n, TILE), size) or 1 for n in lens)
+        return sum(max(1, cdiv(cdiv(n, TILE) + cdiv(tiles, LIGHT.value), size)) for n in lens)
 
     size = next(size for size in range(1, 10**4) if needed(size) <= ranges)
     assert sum(map(len, parts)) == needed(size)
