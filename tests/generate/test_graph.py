@@ -271,6 +271,7 @@ def test_a_32_layer_8b_shape_runs_and_repeats_itself(log: LogWriter) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_decode_steps_do_not_synchronize(model: LoadedModel) -> None:
     """torch raises at any call that would wait for the device; only reading the tokens does, afterwards."""
     decoder = model.decoder.to("cuda")
