@@ -2,27 +2,37 @@
 
 from fieldprint.tlog.checkpoint import Checkpoint
 from fieldprint.tlog.merkle import (
+    CompactRange,
     leaf_hash,
     node_hash,
     prove_consistency,
     prove_inclusion,
+    prove_subtree,
     tree_hash,
     verify_consistency,
     verify_inclusion,
+    verify_subtree,
 )
 from fieldprint.tlog.reader import LogReader
+from fieldprint.tlog.storage import Source, Storage, open_storage
 from fieldprint.tlog.writer import Appended, LogWriter
 
 __all__ = [
     "Appended",
     "Checkpoint",
+    "CompactRange",
     "LogReader",
     "LogWriter",
+    "Source",
+    "Storage",
     "leaf_hash",
     "node_hash",
+    "open_storage",
     "prove_consistency",
     "prove_inclusion",
+    "prove_subtree",
     "tree_hash",
     "verify_consistency",
     "verify_inclusion",
+    "verify_subtree",
 ]
