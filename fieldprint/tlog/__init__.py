@@ -1,6 +1,7 @@
 """The transparency log: entries to an RFC 9162 tree, its tiles and signed checkpoints, and proofs over them."""
 
 from fieldprint.tlog.checkpoint import Checkpoint
+from fieldprint.tlog.history import Cosign, Cosigned, State
 from fieldprint.tlog.merkle import (
     CompactRange,
     leaf_hash,
@@ -15,15 +16,19 @@ from fieldprint.tlog.merkle import (
 )
 from fieldprint.tlog.reader import LogReader
 from fieldprint.tlog.storage import Source, Storage, open_storage
-from fieldprint.tlog.writer import Appended, LogWriter
+from fieldprint.tlog.writer import Appended, LogWriter, Pending
 
 __all__ = [
     "Appended",
     "Checkpoint",
     "CompactRange",
+    "Cosign",
+    "Cosigned",
     "LogReader",
     "LogWriter",
+    "Pending",
     "Source",
+    "State",
     "Storage",
     "leaf_hash",
     "node_hash",
