@@ -15,7 +15,7 @@ from fieldprint.tlog.merkle import (
     verify_subtree,
 )
 from fieldprint.tlog.reader import LogReader
-from fieldprint.tlog.storage import Source, Storage, open_storage
+from fieldprint.tlog.storage import PosixStorage, Source, Storage, open_storage
 from fieldprint.tlog.writer import Appended, LogWriter, Pending
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "LogReader",
     "LogWriter",
     "Pending",
+    "PosixStorage",
     "Source",
     "State",
     "Storage",
