@@ -23,7 +23,7 @@ bench: $(READY)  ## measurements into benchmarks/results/
 bench-gpu: $(READY)  ## the decode kernel on one GPU; PEERS=folder adds FlashAttention-3, FlashInfer and vLLM's kernel
 	$(VENV)/bin/python -m benchmarks.attention_gpu $(if $(PEERS),--peers $(PEERS))
 
-bench-log: $(READY)  ## the log: durable appends, latency, proofs, growth to 10^7 entries (7 GB in $$TMPDIR, kept)
+bench-log: $(READY)  ## the log: durable appends, latency, proofs, growth to 10^7 entries (3 GB in $$TMPDIR, kept)
 	$(VENV)/bin/python -m benchmarks.log
 
 crash-log: $(READY)  ## kill the log's writer at every call and at random; nothing acknowledged may be lost

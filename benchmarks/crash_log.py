@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -206,22 +206,21 @@ def look(record: FaultyRecord, disk: FaultyDisk, recorded: bytes | None, seen: W
 
 def simulated(folder: Path, *, every: int, step: Callable[[int], None]) -> Counter[str]:
     """Every fault at every call of every scene (or at each `every`th of them); counts of what was done."""
-    record = FaultyRecord(folder / "simulated.last-signed")
     done: Counter[str] = Counter()
-    for size, batches in SCENES:
-        world = prepare(record, size)
-        where = f"{size} entries and {batches}"
-        probe = world.disk.copy()
-        record.disk, record.shown = probe, []
-        record.reset(world.recorded)
-        play(probe, record, Witnessed(), batches)
-        done["calls"] += probe.calls
-        for number, at in enumerate(range(probe.calls)):
-            for kind in KINDS if number % every == 0 else ():
-                done["ends"] += simulate(record, world, batches, Fault(at, kind), where)
-                done["faults"] += 1
-                step(1)
-    record.close()
+    with closing(FaultyRecord(folder / "simulated.last-signed")) as record:
+        for size, batches in SCENES:
+            world = prepare(record, size)
+            where = f"{size} entries and {batches}"
+            probe = world.disk.copy()
+            record.disk, record.shown = probe, []
+            record.reset(world.recorded)
+            play(probe, record, Witnessed(), batches)
+            done["calls"] += probe.calls
+            for number, at in enumerate(range(probe.calls)):
+                for kind in KINDS if number % every == 0 else ():
+                    done["ends"] += simulate(record, world, batches, Fault(at, kind), where)
+                    done["faults"] += 1
+                    step(1)
     return done
 
 
