@@ -52,7 +52,8 @@ class WitnessClient:
             self._https, self._host, self._port = parts.scheme == "https", parts.hostname, parts.port
         except ValueError as error:
             raise FormatError(f"{url[:200]!r} is no URL of a witness: {error}") from error
-        plain = url.isascii() and url.isprintable() and not (parts.query or parts.fragment or parts.username)
+        plain = url.isascii() and url.isprintable() and " " not in url
+        plain = plain and not (parts.query or parts.fragment or parts.username)
         if parts.scheme not in ("http", "https") or not self._host or not plain:
             raise FormatError(f"{url[:200]!r} is no URL of a witness: http(s)://host[:port][/path] is needed")
         self._path = parts.path.rstrip("/") + "/add-checkpoint"
@@ -163,6 +164,9 @@ class WitnessClient:
                 raise LogError(f"{self.url} answers with more than {MAX_ANSWER_SIZE} bytes")
             if connection.sock is not None:
                 connection.sock.settimeout(_left(deadline))
+        if response.length:
+            raise http.client.IncompleteRead(answer, response.length)
+        response.close()  # the connection stays
         return response.status, answer
 
 
