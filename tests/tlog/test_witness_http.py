@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from hashlib import sha256
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -255,9 +256,11 @@ def saying(*replies: bytes) -> Iterator[str]:
         while not done.is_set():
             with suppress(OSError), listener.accept()[0] as raw:
                 raw.settimeout(2)
-                whole = b""
-                while not whole.endswith(signed(head(5))):  # all of it, or closing resets the connection
-                    whole += raw.recv(1 << 17)
+                with raw.makefile("rb") as file:  # all of it is read, or closing would reset the connection
+                    lines = list(takewhile(bytes.strip, file))
+                    file.read(
+                        next(int(line.split()[1]) for line in lines if line.startswith(b"Content-Length"))
+                    )
                 reply = replies[min(number, len(replies) - 1)]
                 number += 1
                 raw.sendall(reply)
@@ -367,11 +370,9 @@ def test_several_witnesses_are_asked_side_by_side(tmp_path: Path) -> None:
         ask = WitnessQuorum(policy, deadline=5)
         for size in (2, 5, 9):
             note = signed(head(size))
-            found = ask.gather(note, proofs(size))
-            assert found.met and not found.failures and len(found.lines) == 3
-            verify_cosignatures(note + b"".join(found.lines), policy)
-        note = signed(head(9))
-        verify_cosignatures(note + b"".join(ask(note, proofs(9))), policy)
+            found = ask(note, proofs(size))
+            assert found.quorum and not found.failures and len(found.signatures) == 3
+            verify_cosignatures(note + found.lines, policy)
         ask.close()
 
 
@@ -381,8 +382,8 @@ def test_one_witness_with_two_keys_is_asked_once(tmp_path: Path) -> None:
         policy = trust(NORTH, lattice, urls=(running.url, running.url))
         ask = WitnessQuorum(policy)
         assert len(ask._clients) == 1
-        found = ask.gather(signed(head(5)), proofs(5))
-        assert found.met and {signature.key for signature in found.signatures} == set(policy.witness_keys)
+        found = ask(signed(head(5)), proofs(5))
+        assert found.quorum and {signature.key for signature in found.signatures} == set(policy.witness_keys)
         ask.close()
 
 
@@ -392,8 +393,8 @@ def test_a_witness_that_is_down_or_lies_costs_its_cosignature_alone(tmp_path: Pa
         for threshold, met in ((1, True), (2, False)):
             policy = trust(NORTH, SOUTH, EAST, threshold=threshold, urls=(north.url, liar, gone))
             ask = WitnessQuorum(policy, deadline=3, grace=1)
-            found = ask.gather(signed(head(5)), proofs(5))
-            assert found.met is met and set(found.failures) == {liar, gone}
+            found = ask(signed(head(5)), proofs(5))
+            assert found.quorum is met and set(found.failures) == {liar, gone}
             assert [signature.key for signature in found.signatures] == [NORTH.verifier_key]
             assert "not valid" in found.failures[liar] and "cannot be asked" in found.failures[gone]
             ask.close()
@@ -405,12 +406,12 @@ def test_nobody_is_waited_for_beyond_the_deadline_or_once_the_quorum_is_met(tmp_
         ask = WitnessQuorum(policy, deadline=30, grace=0.1)
         for size in (5, 6):  # the second time the first request to the silent one may still be ending
             begin = time.monotonic()
-            found = ask.gather(signed(head(size)), proofs(size))
-            assert found.met and silent in found.failures and time.monotonic() - begin < 5
+            found = ask(signed(head(size)), proofs(size))
+            assert found.quorum and silent in found.failures and time.monotonic() - begin < 5
         both = WitnessQuorum(trust(NORTH, SOUTH, urls=(north.url, silent)), deadline=0.4)
         begin = time.monotonic()
-        found = both.gather(signed(head(7)), proofs(7))
-        assert not found.met and len(found.lines) == 1 and time.monotonic() - begin < 3
+        found = both(signed(head(7)), proofs(7))
+        assert not found.quorum and len(found.signatures) == 1 and time.monotonic() - begin < 3
         assert "in time" in found.failures[silent]
         ask.close()
         both.close()
@@ -419,13 +420,13 @@ def test_nobody_is_waited_for_beyond_the_deadline_or_once_the_quorum_is_met(tmp_
 def test_a_proof_that_cannot_be_had_is_a_failure_of_its_witness(tmp_path: Path) -> None:
     with serving(tmp_path / "n.db", NORTH) as north:
         ask = WitnessQuorum(trust(NORTH, urls=(north.url,)))
-        assert ask.gather(signed(head(5)), proofs(5)).met
+        assert ask(signed(head(5)), proofs(5)).quorum
 
         def broken(old: int) -> list[bytes]:
             raise ValueError(f"no proof from {old}")
 
-        found = ask.gather(signed(head(9)), broken)
-        assert not found.met and "no proof from 5" in found.failures[north.url]
+        found = ask(signed(head(9)), broken)
+        assert not found.quorum and "no proof from 5" in found.failures[north.url]
         ask.close()
 
 
@@ -433,4 +434,4 @@ def test_a_quorum_that_no_url_can_meet_is_refused_at_once() -> None:
     with pytest.raises(FormatError, match="cannot meet the quorum"):
         WitnessQuorum(trust(NORTH, SOUTH))
     only = TrustPolicy((), (KnownWitness("w", NORTH.verifier_key),))
-    assert WitnessQuorum(only).gather(signed(head(5)), proofs(5)).met
+    assert WitnessQuorum(only)(signed(head(5)), proofs(5)).quorum
