@@ -51,21 +51,23 @@ def open_trust(path: Path) -> "Policy | TrustPolicy":
     return open_policy(path)
 
 
-def open_reader(folder: Path, policy: "Policy") -> "LogReader":
+def open_reader(place: Path | str, policy: "Policy") -> "LogReader":
     """The log, read with the policy's key."""
     from fieldprint.tlog import LogReader
 
-    return LogReader(folder, [policy.log_key])
+    return LogReader(place, [policy.log_key])
 
 
-def open_registry(folder: Path, policy: "Policy") -> "Registry":
+def open_registry(place: Path | str, policy: "Policy") -> "Registry":
     """The registry that replaying the log gives."""
     from fieldprint.registry import Registry
 
-    return Registry.replay(open_reader(folder, policy).entries(), policy)
+    return Registry.replay(open_reader(place, policy).entries(), policy)
 
 
-def open_writer(folder: Path, log_key: Path, policy: "Policy") -> "LogWriter":
+def open_writer(
+    place: str, log_key: Path, policy: "Policy", last_signed: Path | None, *, adopt: bool = False
+) -> "LogWriter":
     """The log's writer, if the key is the policy's."""
     from fieldprint.anchor import load_private_key
     from fieldprint.note import NoteSigner
@@ -76,7 +78,7 @@ def open_writer(folder: Path, log_key: Path, policy: "Policy") -> "LogWriter":
         raise VerificationError(
             2, f"{log_key} is not the log key of the policy", remedy="Give the key of that log"
         )
-    return LogWriter(folder, signer)
+    return LogWriter(place, signer, last_signed=last_signed, adopt=adopt)
 
 
 def open_model(folder: Path | None, dtype: str = "float32") -> "LoadedModel":

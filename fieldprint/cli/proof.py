@@ -13,7 +13,7 @@ from fieldprint.cli.witness import ask_witnesses
 
 
 def log_proof(
-    folder: Annotated[Path, typer.Argument(help="The log's folder.")],
+    place: Annotated[str, typer.Argument(help="The log's folder or URL.", metavar="LOG")],
     index: Annotated[int, typer.Argument(help="Index of the entry, from 0 on.")],
     policy: Annotated[
         Path, typer.Option("--policy", help="Policy (TOML) or trust policy with the log's key.")
@@ -39,7 +39,7 @@ def log_proof(
     from fieldprint.tlog import LogReader, prove_entry
     from fieldprint.tlog.witness_client import with_cosignatures
 
-    reader = LogReader(folder, open_trust(policy).log_keys)
+    reader = LogReader(place, open_trust(policy).log_keys)
     proof = prove_entry(reader, index, with_entry=with_entry)
     if quorum is not None:
         found = ask_witnesses(reader, quorum, timeout).signatures

@@ -103,7 +103,7 @@ def _known_logs(texts: list[str], file: Path | None) -> list["VerifierKey"]:
 
 
 def log_cosign(
-    folder: Annotated[Path, typer.Argument(help="The log's folder.")],
+    place: Annotated[str, typer.Argument(help="The log's folder or URL.", metavar="LOG")],
     policy: Annotated[
         Path, typer.Option("--policy", help="Policy (TOML) or trust policy with the log's key.")
     ],
@@ -114,14 +114,14 @@ def log_cosign(
     timeout: Annotated[float, typer.Option("--timeout", help="Seconds to wait for the witnesses.")] = 5.0,
     as_json: Json = False,
 ) -> None:
-    """Ask witnesses to cosign the log's checkpoint, and print or write it. The log's folder is not changed.
+    """Ask witnesses to cosign the log's checkpoint, and print or write it. The log is not changed.
 
     Exit code 1 if too few answered for the quorum; what they said is printed, and nothing is written.
     """
     from fieldprint.tlog import LogReader
     from fieldprint.tlog.witness_client import with_cosignatures
 
-    reader = LogReader(folder, open_trust(policy).log_keys)
+    reader = LogReader(place, open_trust(policy).log_keys)
     found = ask_witnesses(reader, quorum, timeout)
     note = with_cosignatures(reader.signed_checkpoint(), found.signatures)
     if out is not None:

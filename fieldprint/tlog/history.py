@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
 
-from fieldprint.errors import FieldprintError, FormatError, LogError
+from fieldprint.errors import FieldprintError, FormatError, LogError, LogLockedError
 from fieldprint.note import NoteSigner, sign_note, verify_note
 from fieldprint.tlog.checkpoint import Checkpoint
 from fieldprint.tlog.last_signed import LastSigned
@@ -70,10 +70,11 @@ class _Edge:
     def extend(self, entries: Sequence[bytes]) -> dict[str, bytes]:
         """Put entries behind the others; returns the bundles and tiles that this completes or begins."""
         objects: dict[str, bytes] = {}
-        tree, tail, levels = self.tree, self.tail, self.levels
+        tree, tail, levels, changed = self.tree, self.tail, self.levels, 0
         for entry in entries:
             tail.append(entry)
             made = tree.append(leaf_hash(entry))
+            changed = max(changed, -(-len(made) // HEIGHT))
             if len(tail) == WIDTH:
                 objects[bundle_path(tree.tree_size // WIDTH - 1)] = encode_bundle(tail)
                 tail.clear()
@@ -87,7 +88,7 @@ class _Edge:
                     levels[level].clear()
         if tail:
             objects[bundle_path(tree.tree_size // WIDTH, len(tail))] = encode_bundle(tail)
-        for level, hashes in enumerate(levels):
+        for level, hashes in enumerate(levels[:changed]):  # those above lie there already
             if hashes:
                 index = (tree.tree_size >> (HEIGHT * level)) // WIDTH
                 objects[tile_path(level, index, len(hashes))] = b"".join(hashes)
@@ -166,10 +167,16 @@ class History:
         """Put entries behind the others; `reached` is told each state, the last one is at least PUBLISHED.
 
         Raises:
+            LogLockedError: another writer has extended it; nothing was written.
             CapacityError: no room. LogError: another failure. The history has not changed, or has grown by these
                 entries without being published; `settle` finds out.
         """
         self.settle()
+        if self._record.read(self._log) != self._recorded:
+            raise LogLockedError(
+                f"another writer has signed a checkpoint of {self._storage.place}",
+                remedy="Let it end, and open the log again",
+            )
         edge = self._edge.copy()
         objects = edge.extend(entries)
         self._settled = False
