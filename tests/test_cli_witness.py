@@ -7,12 +7,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from io import StringIO
 from pathlib import Path
 
 import pytest
 
-from fieldprint.anchor import Policy, load_private_key
+from fieldprint.anchor import AnchorArtifact, Policy, load_private_key, sign_anchor
 from fieldprint.cli import main
 from fieldprint.note import NoteSigner
 from fieldprint.tlog import LogProof, LogWriter, TrustPolicy, verify_log_proof
@@ -188,6 +189,30 @@ def _unreachable(quorum: Path) -> str:
     return "\n".join([lines[0], gone, *lines[2:]]) + "\n"
 
 
+def test_a_revocation_is_cosigned_where_a_quorum_is_given(folder: Path, quorum: Path, tmp_path: Path) -> None:
+    """The log's writer asks the witnesses before it publishes, and the proof of what it wrote needs nothing else."""
+    owner = load_private_key(folder / "keys/owner.key")
+    now = datetime.now(UTC).replace(microsecond=0)
+    artifact = AnchorArtifact("a", "identity", "Your codename is Falcon.", now, now + timedelta(days=1))
+    (tmp_path / "anchor.json").write_bytes(sign_anchor(artifact, [owner]))
+    common = ["--policy", "policy.toml", "--log", "log", "--log-key", "keys/log.key", "--quorum", quorum]
+    cli(
+        folder,
+        "anchor",
+        "revoke",
+        tmp_path / "anchor.json",
+        "--key",
+        "keys/owner.key",
+        "--reason",
+        "lost",
+        *common,
+    )
+    proof = tmp_path / "revocation.tlog-proof"
+    cli(folder, "log", "proof", "log", "3", "--policy", "policy.toml", "-o", proof, "--with-entry")
+    out = json.loads(cli(folder, "verify", proof, "--policy", quorum, "--json"))
+    assert out["witnesses"] == ["w.example/lattice", "w.example/north"] and '"type":"revoke"' in out["entry"]
+
+
 def test_a_receipt_needs_the_witnesses_of_the_policy(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "receipt.json").write_bytes(story(anchor=None)[1].to_bytes())
     policy = receipt_policy()
@@ -207,7 +232,7 @@ def test_a_receipt_needs_the_witnesses_of_the_policy(folder: Path, tmp_path: Pat
         (["verify", "a", "b", "--policy", "policy.toml", "--entry", "c"], 2, "belongs to one proof"),
         (["verify", "log/checkpoint", "--policy", "policy.toml", "--entry", "policy.toml"], 2, "no --entry"),
         (["verify", "log/checkpoint", "--policy", "logs.txt", "--log", "log"], 2, "revocations need a policy"),
-        (["log", "proof", "log", "3", "--policy", "policy.toml", "-o", "x"], 2, "none of them"),
+        (["log", "proof", "log", "9", "--policy", "policy.toml", "-o", "x"], 2, "none of them"),
         (["log", "witness", "--key", "keys/north.key"], 2, "no log is known"),
         (["log", "witness", "--key", "keys/north.pub", "--show-key"], 1, "no private key"),
         (["log", "witness", "--key", "keys/log.key", "--log-vkey", "x"], 1, "form name+hash+base64"),

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from fieldprint.cli.inputs import open_trust, write_new
-from fieldprint.cli.options import Json
+from fieldprint.cli.options import Json, QuorumFile
 from fieldprint.cli.output import print_result
 from fieldprint.cli.witness import ask_witnesses
 
@@ -26,9 +26,7 @@ def log_proof(
         ),
     ] = False,
     entry_out: Annotated[Path | None, typer.Option("--entry-out", help="Write the entry here.")] = None,
-    quorum: Annotated[
-        Path | None, typer.Option("--quorum", help="Ask the witnesses of this trust policy to cosign first.")
-    ] = None,
+    quorum: QuorumFile = None,
     timeout: Annotated[float, typer.Option("--timeout", help="Seconds to wait for the witnesses.")] = 5.0,
     as_json: Json = False,
 ) -> None:

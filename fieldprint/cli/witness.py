@@ -16,10 +16,6 @@ if TYPE_CHECKING:
     from fieldprint.tlog import LogReader
     from fieldprint.tlog.witness_client import Answers
 
-QuorumFile = Annotated[
-    Path, typer.Option("--quorum", help="Trust policy (C2SP tlog-policy) with the witnesses and their URLs.")
-]
-
 
 def log_witness(
     key: Annotated[
@@ -107,7 +103,10 @@ def log_cosign(
     policy: Annotated[
         Path, typer.Option("--policy", help="Policy (TOML) or trust policy with the log's key.")
     ],
-    quorum: QuorumFile,
+    quorum: Annotated[
+        Path,
+        typer.Option("--quorum", help="Trust policy (C2SP tlog-policy) with the witnesses and their URLs."),
+    ],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write the cosigned checkpoint here.")
     ] = None,
