@@ -17,8 +17,8 @@ from fieldprint.anchor import AnchorArtifact, Policy, load_private_key, sign_anc
 from fieldprint.cli import main
 from fieldprint.note import NoteSigner
 from fieldprint.tlog import LogProof, LogWriter, TrustPolicy, verify_log_proof
+from tests.vectors.make_vectors import SIGNER, story
 from tests.vectors.make_vectors import policy as receipt_policy
-from tests.vectors.make_vectors import story
 
 COMMAND = [sys.executable, "-W", "ignore", "-m", "fieldprint.cli"]
 ENTRIES = [b"one", b"two \x1b[31m", b"three"]
@@ -65,7 +65,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def witness(folder: Path, name: str, *options: str) -> Iterator[str]:
+def witness(folder: Path, name: str, *options: str, state: str = "witness.db") -> Iterator[str]:
     """The command as a process; gives its URL, and ends it as an operator would."""
     arguments = [
         "log",
@@ -78,9 +78,9 @@ def witness(folder: Path, name: str, *options: str) -> Iterator[str]:
         "0",
         "--json",
     ]
-    state = ["--state", f"{name}.db", *options]
+    arguments += ["--state", f"{name}-{state}", *options]
     process = subprocess.Popen(
-        [*COMMAND, *arguments, *state], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*COMMAND, *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     try:
@@ -88,7 +88,7 @@ def witness(folder: Path, name: str, *options: str) -> Iterator[str]:
         assert line, process.communicate()
         said = json.loads(line)
         assert said["keys"] == [(folder / f"{name}.vkey").read_text().strip()]
-        assert said["logs"] == ["fieldprint.local/log"]
+        assert len(said["logs"]) == 1
         yield said["url"]
     finally:
         process.send_signal(signal.SIGTERM)
@@ -223,6 +223,23 @@ def test_a_receipt_needs_the_witnesses_of_the_policy(folder: Path, tmp_path: Pat
     assert out["witnesses"] == []
     told = json.loads(cli(tmp_path, "verify", "receipt.json", "--policy", "with.toml", "--json", code=1))
     assert told["check"] == 8 and "1 of w.example/north, found none" in told["error"]
+
+
+def test_a_receipt_without_witnesses_is_renewed_with_them(folder: Path, quorum: Path, tmp_path: Path) -> None:
+    """The log of the receipt gets a witness later; the old receipt stays refused, the new one passes."""
+    entries, receipt = story(anchor=None)
+    with LogWriter(tmp_path / "log", SIGNER, create=True) as log:
+        log.append(entries)
+    (tmp_path / "old.json").write_bytes(receipt.to_bytes())
+    with witness(folder, "north", "--log-vkey", str(SIGNER.verifier_key), state="late.db") as url:
+        key = (folder / "north.vkey").read_text().strip()
+        needed = replace(receipt_policy(), witnesses=(key,), minimum_witnesses=1)
+        (tmp_path / "policy.toml").write_bytes(needed.to_bytes())
+        (tmp_path / "quorum.txt").write_text(f"witness n {key} {url}\nquorum n\n")
+        check = ["--policy", "policy.toml"]
+        assert "check 8" in cli(tmp_path, "verify", "old.json", *check, code=1)
+        cli(tmp_path, "log", "renew", "log", "old.json", *check, "--quorum", "quorum.txt", "-o", "new.json")
+    assert "cosigned by w.example/north" in cli(tmp_path, "verify", "new.json", *check)
 
 
 @pytest.mark.parametrize(

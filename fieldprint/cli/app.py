@@ -22,6 +22,7 @@ app.add_typer(policy.app, name="policy")
 app.add_typer(anchor.app, name="anchor")
 app.add_typer(log.app, name="log")
 log.app.command("proof")(proof.log_proof)
+log.app.command("renew")(proof.log_renew)
 log.app.command("witness")(witness.log_witness)
 log.app.command("cosign")(witness.log_cosign)
 for command in (generate.promote, generate.generate, verify.verify, generate.model, generate.demo):

@@ -121,7 +121,7 @@ def log_cosign(
     from fieldprint.tlog.witness_client import with_cosignatures
 
     reader = LogReader(place, open_trust(policy).log_keys)
-    found = ask_witnesses(reader, quorum, timeout)
+    found = _ask_witnesses(reader, quorum, timeout)
     note = with_cosignatures(reader.signed_checkpoint(), found.signatures)
     if out is not None:
         write_new(out, note)
@@ -133,7 +133,14 @@ def log_cosign(
         typer.echo(printable(f"warning: {said}"), err=True)
 
 
-def ask_witnesses(reader: "LogReader", quorum: Path, timeout: float) -> "Answers":
+def cosigned_checkpoint(reader: "LogReader", quorum: Path, timeout: float) -> bytes:
+    """The log's checkpoint with the cosignatures of a quorum on it."""
+    from fieldprint.tlog.witness_client import with_cosignatures
+
+    return with_cosignatures(reader.signed_checkpoint(), _ask_witnesses(reader, quorum, timeout).signatures)
+
+
+def _ask_witnesses(reader: "LogReader", quorum: Path, timeout: float) -> "Answers":
     """What the witnesses of a trust policy say to the log's checkpoint; an error if they are no quorum."""
     from fieldprint.tlog import TrustPolicy
     from fieldprint.tlog.witness_client import WitnessQuorum
