@@ -2,7 +2,10 @@
 
 import base64
 import sqlite3
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from itertools import count
@@ -306,6 +309,47 @@ def test_a_row_is_replaced_only_where_it_is_the_one_that_was_seen(tmp_path: Path
     assert not state.replace("a", rows[1], rows[3])
     assert state.latest("a") == rows[2] and state.latest("b") is None
     state.close()
+
+
+PUSH = """
+import sys
+from pathlib import Path
+from fieldprint.tlog.witness import AddCheckpoint, Witness, WitnessState
+from tests.witnessing import LOG, NORTH, ORIGIN, consistency, head, signed
+witness = Witness([NORTH], [LOG.verifier_key], WitnessState(Path(sys.argv[1])))
+latest = witness.state.latest(ORIGIN)
+old = latest.tree_size if latest else 0
+while True:
+    body = AddCheckpoint(old, tuple(consistency(old, old + 1) if old else ()), signed(head(old + 1)))
+    witness.add_checkpoint(body.to_bytes())
+    old += 1
+    print(old, flush=True)
+"""
+
+
+def test_a_killed_witness_forgets_nothing_that_it_answered(tmp_path: Path) -> None:
+    """Real SIGKILLs in the middle of requests; after each the state is at least the last answer, and one request more."""
+    answered = 0
+    for kill in range(6):
+        process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", PUSH, str(tmp_path / "witness.db")],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        for _ in range(3 + kill):
+            answered = int(process.stdout.readline() or answered)
+        time.sleep(kill / 1000)
+        process.kill()
+        rest, _ = process.communicate()
+        answered = int((rest.split() or [str(answered)])[-1])
+        state = WitnessState(tmp_path / "witness.db")
+        latest = state.latest(ORIGIN)
+        state.close()
+        assert latest is not None and answered <= latest.tree_size <= answered + 1
+        assert latest.root_hash == head(latest.tree_size).root_hash
+        answered = latest.tree_size
+    assert answered >= 33
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["one-process", "two-openings"])
