@@ -1,9 +1,10 @@
 """Asking witnesses for cosignatures (c2sp.org/tlog-witness, add-checkpoint): one, or as many as a quorum needs.
 
-trust = TrustPolicy.from_bytes(Path("quorum.txt").read_bytes())
-ask = WitnessQuorum(trust)
-found = ask.gather(signed_checkpoint, lambda old_size: reader.consistency_proof(old_size))
-found.met, found.lines, found.failures
+    ask = WitnessQuorum(TrustPolicy.from_bytes(Path("quorum.txt").read_bytes()))
+    found = ask(signed_checkpoint, reader.consistency_proof)
+    found.quorum, found.lines, found.failures
+
+Of an answer nothing is believed but signatures by the witness's keys.
 """
 
 import http.client
@@ -98,7 +99,9 @@ class WitnessClient:
                 self._last_size = tree_size
                 return found
             if status != 409:
-                said = body[:200].decode(errors="replace").strip()
+                said = "".join(
+                    c if c.isprintable() else "?" for c in body[:200].decode(errors="replace").strip()
+                )
                 raise LogError(f"{self.url} answers {status}: {said}", remedy=_REMEDIES.get(status, ""))
             self._last_size = self._conflicting_size(body)
             if self._last_size > tree_size:
