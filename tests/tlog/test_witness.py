@@ -17,8 +17,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from fieldprint.errors import FormatError, LogError
-from fieldprint.note import NoteSigner, VerifierKey, sign_note, verify_signatures
-from fieldprint.tlog import Checkpoint, merkle, verify_consistency
+from fieldprint.note import NoteSigner, VerifierKey, sign_note, signature_line, verify_signatures
+from fieldprint.tlog import (
+    Checkpoint,
+    TrustPolicy,
+    merkle,
+    verify_checkpoint,
+    verify_consistency,
+    verify_cosignatures,
+)
+from fieldprint.tlog.trust import KnownLog, KnownWitness
 from fieldprint.tlog.witness import (
     MAX_REQUEST_SIZE,
     SIZE_TYPE,
@@ -254,6 +262,21 @@ def test_a_log_may_have_two_keys_and_a_false_signature_by_either_is_403(tmp_path
     assert status(witness, AddCheckpoint(0, (), signed(head(5), signer=second)).to_bytes()) == 200
     false = sign_note(head(6).to_text(), [second]).splitlines(keepends=True)[-1]
     assert status(witness, AddCheckpoint(5, (), signed(head(5)) + false).to_bytes()) == 403
+    state.close()
+
+
+def test_a_log_may_sign_with_mldsa(tmp_path: Path) -> None:
+    """As c2sp.org/tlog-checkpoint recommends for logs: a cosignature by the log itself, here without a time."""
+    log = latticed(ORIGIN, 50)
+    text = head(5).to_text()
+    note = (text + "\n" + signature_line(ORIGIN, log.cosign(text.encode(), 0))).encode()
+    state = WitnessState(tmp_path / "witness.db")
+    witness = Witness([NORTH], [log.verifier_key], state)
+    assert status(witness, AddCheckpoint(0, (), signed(head(5))).to_bytes()) == 403
+    lines = witness.add_checkpoint(AddCheckpoint(0, (), note).to_bytes())
+    policy = TrustPolicy((KnownLog(log.verifier_key),), (KnownWitness("n", NORTH.verifier_key),), (), "n")
+    assert verify_checkpoint(note + lines, policy.log_keys) == head(5)
+    assert [found.key for found in verify_cosignatures(note + lines, policy)] == [NORTH.verifier_key]
     state.close()
 
 
