@@ -1,0 +1,5 @@
+"""`python -m fieldprint.cli`."""
+
+from fieldprint.cli.app import main
+
+main()

@@ -1,0 +1,147 @@
+"""`fieldprint anchor`."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fieldprint.cli.inputs import open_model, open_policy, open_registry, open_writer, read_input, write_new
+from fieldprint.cli.options import Json, LogFolder, LogKey, ModelFolder, PolicyFile, SigningKeys
+from fieldprint.cli.output import print_result
+from fieldprint.errors import VerificationError
+
+app = typer.Typer(help="Sign, verify, show and revoke anchors.", no_args_is_help=True)
+
+
+@app.command("sign")
+def anchor_sign(
+    text: Annotated[Path, typer.Argument(help="File with the anchor's text (UTF-8).")],
+    key: SigningKeys,
+    out: Annotated[Path, typer.Option("--out", help="Where the signed anchor goes.")],
+    name: Annotated[str, typer.Option("--name", help="Name of the anchor.")] = "anchor",
+    kind: Annotated[
+        str, typer.Option("--kind", help="identity, policy, memory, assertion or observation.")
+    ] = "identity",
+    days: Annotated[int, typer.Option("--days", help="How long it is valid.")] = 365,
+    taint: Annotated[
+        list[str] | None, typer.Option("--taint", help="A taint label; may be repeated.")
+    ] = None,
+    parent: Annotated[
+        list[str] | None, typer.Option("--parent", help="Digest of a parent; may be repeated.")
+    ] = None,
+    supersedes: Annotated[
+        list[str] | None, typer.Option("--supersedes", help="Digest of an older anchor.")
+    ] = None,
+    form: Annotated[
+        str, typer.Option("--form", help="chat-system (as the template's system message) or raw.")
+    ] = "chat-system",
+    model: ModelFolder = None,
+    fieldprint_out: Annotated[
+        Path | None,
+        typer.Option("--fieldprint-out", help="Also write the fieldprint, for machines that load it."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Realize the text under the model, and sign text and fieldprint together."""
+    from fieldprint.anchor import AnchorArtifact, load_private_key, sign_anchor
+    from fieldprint.pipeline import fieldprint_of
+
+    private = [load_private_key(path) for path in key]
+    content = read_input(text).decode("utf-8").rstrip("\n")
+    fieldprint, record = fieldprint_of(open_model(model), content, form)
+    now = datetime.now(UTC).replace(microsecond=0)
+    artifact = AnchorArtifact(
+        name=name,
+        kind=kind,
+        text=content,
+        not_before=now,
+        not_after=now + timedelta(days=days),
+        parents=tuple(sorted(set(parent or []))),
+        taint=tuple(sorted(set(taint or []))),
+        supersedes=tuple(sorted(set(supersedes or []))),
+        fieldprints=(record,),
+    )
+    write_new(out, sign_anchor(artifact, private))
+    if fieldprint_out is not None:
+        fieldprint.save(fieldprint_out)
+    print_result(
+        {"anchor": artifact.digest, "tokens": record.num_tokens, "root": record.root, "file": str(out)},
+        as_json,
+        f"signed {out}: anchor {artifact.digest[:16]}, {record.num_tokens} tokens, fieldprint {record.root[:16]}",
+    )
+
+
+@app.command("verify")
+def anchor_verify(
+    file: Annotated[Path, typer.Argument(help="The signed anchor.")],
+    policy: PolicyFile,
+    log: Annotated[Path | None, typer.Option("--log", help="The log, for revocations.")] = None,
+    model_digest: Annotated[
+        str | None, typer.Option("--model-digest", help="Require a fieldprint for this model.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check a signed anchor against the policy; needs no model."""
+    from fieldprint.verify import verify_anchor
+
+    trusted = open_policy(policy)
+    registry = None if log is None else open_registry(log, trusted)
+    verified = verify_anchor(
+        read_input(file), trusted, now=datetime.now(UTC), registry=registry, model=model_digest
+    )
+    print_result(
+        {
+            "anchor": verified.digest,
+            "name": verified.artifact.name,
+            "kind": verified.artifact.kind,
+            "signers": verified.signers,
+        },
+        as_json,
+        f"verified: {verified.artifact.kind} {verified.artifact.name}, signed by {', '.join(verified.signers)}"
+        + ("" if log else " (revocation not checked: give --log)"),
+    )
+
+
+@app.command("show")
+def anchor_show(file: Annotated[Path, typer.Argument(help="The signed anchor.")]) -> None:
+    """Print an anchor's content as JSON. Nothing is verified."""
+    from fieldprint.anchor import AnchorArtifact, Envelope
+
+    envelope = Envelope.from_bytes(read_input(file))
+    artifact = AnchorArtifact.from_bytes(envelope.payload)
+    content = json.loads(envelope.payload)["predicate"]
+    shown = {
+        "verified": False,
+        "digest": artifact.digest,
+        "signatures": [k for k, _ in envelope.signatures],
+        **content,
+    }
+    typer.echo(json.dumps(shown, indent=2, ensure_ascii=False))
+
+
+@app.command("revoke")
+def anchor_revoke(
+    file: Annotated[Path, typer.Argument(help="The signed anchor.")],
+    key: SigningKeys,
+    policy: PolicyFile,
+    log: LogFolder,
+    log_key: LogKey,
+    reason: Annotated[str, typer.Option("--reason", help="Why; it is public.")],
+) -> None:
+    """Sign a revocation and append it to the log; from then on the anchor is refused."""
+    from fieldprint.anchor import AnchorArtifact, Envelope, load_private_key, sign_revocation
+    from fieldprint.registry import Registry, revocation_entry
+
+    trusted = open_policy(policy)
+    digest = AnchorArtifact.from_bytes(Envelope.from_bytes(read_input(file)).payload).digest
+    now = datetime.now(UTC).replace(microsecond=0)
+    entry = revocation_entry(sign_revocation(digest, reason, now, [load_private_key(path) for path in key]))
+    if digest not in Registry.replay([entry], trusted).revoked:
+        raise VerificationError(
+            1, "these keys may not revoke under the policy", remedy="Use keys of [revocation]"
+        )
+    with open_writer(log, log_key, trusted) as writer:
+        index = writer.append([entry]).first_index
+    typer.echo(f"revoked {digest[:16]}: entry {index} of {log}")

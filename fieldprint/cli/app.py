@@ -1,0 +1,49 @@
+"""The commands put together, and `main`, which turns expected errors into one line and an exit code."""
+
+import json
+import sys
+
+import typer
+
+from fieldprint.cli import anchor, generate, keys, log, policy, verify
+from fieldprint.errors import FieldprintError
+
+EXTRAS = ("torch", "transformers", "safetensors", "numpy")  # what the base install leaves out
+
+app = typer.Typer(
+    help="Signed texts, pinned as K/V pages that every query attends to, with a log of what was generated.\n\n"
+    "Begin with `fieldprint demo`, or: keys new, policy new, log new, anchor sign, generate, verify.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.add_typer(keys.app, name="keys")
+app.add_typer(policy.app, name="policy")
+app.add_typer(anchor.app, name="anchor")
+app.add_typer(log.app, name="log")
+for command in (generate.promote, generate.generate, verify.verify, generate.model, generate.demo):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run the command line; expected errors are one line and exit code 1, with --json an object on stdout as well."""
+    try:
+        app()
+    except FieldprintError as error:
+        sys.exit(_failed(str(error), 1, check=getattr(error, "check", None)))
+    except ValueError as error:
+        sys.exit(_failed(f"usage: {error}", 2))
+    except OSError as error:
+        sys.exit(_failed(f"{error.filename or 'output'}: {error.strerror}", 1))
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in EXTRAS:
+            raise
+        what = f"this command needs {error.name}, which the base install leaves out"
+        sys.exit(_failed(f"{what}. Run: pip install 'fieldprint[demo]'", 1))
+
+
+def _failed(text: str, code: int, *, check: int | None = None) -> int:
+    typer.echo(f"error: {text}", err=True)
+    if "--json" in sys.argv:
+        typer.echo(json.dumps({"error": text, "check": check}, ensure_ascii=False))
+    return code

@@ -1,0 +1,258 @@
+"""The commands that need a model: `fieldprint promote`, `generate`, `model` and `demo`."""
+
+import signal
+import sys
+import tempfile
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fieldprint.cli.inputs import open_model, open_policy, open_registry, open_writer, read_input
+from fieldprint.cli.options import Json, LogFolder, LogKey, ModelFolder, PolicyFile
+from fieldprint.cli.output import print_result, printable
+from fieldprint.errors import CapacityError
+
+if TYPE_CHECKING:
+    from fieldprint.generate import Event
+
+
+def promote(
+    file: Annotated[Path, typer.Argument(help="The signed anchor.")],
+    policy: PolicyFile,
+    log: LogFolder,
+    model: ModelFolder = None,
+    fieldprint: Annotated[
+        Path | None, typer.Option("--fieldprint", help="Load this file instead of recomputing.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the checked fieldprint here.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Verify an anchor, realize or load its pages, compare them with the signature, pin them. A rehearsal of serving."""
+    from fieldprint.kvcache import PagePool
+    from fieldprint.pipeline import anchor_tokens
+    from fieldprint.promote import promote_anchor
+    from fieldprint.verify import verify_anchor
+
+    trusted = open_policy(policy)
+    loaded = open_model(model)
+    registry = open_registry(log, trusted)
+    verified = verify_anchor(
+        read_input(file), trusted, now=datetime.now(UTC), registry=registry, model=loaded.digest
+    )
+    pool = PagePool(loaded.decoder.page_layout(16), 64)
+    pinned = promote_anchor(
+        verified, loaded.decoder, pool, anchor_tokens(loaded, verified), fieldprint_file=fieldprint
+    )
+    if out is not None:
+        pinned.fieldprint.save(out)
+    print_result(
+        {
+            "anchor": verified.digest,
+            "root": pinned.root,
+            "tokens": pinned.num_tokens,
+            "pages": len(pinned.pages),
+        },
+        as_json,
+        f"promoted {verified.artifact.name}: {pinned.num_tokens} tokens in {len(pinned.pages)} pinned pages, "
+        f"fieldprint {pinned.root[:16]} as signed",
+    )
+
+
+def generate(
+    prompt: Annotated[list[str], typer.Argument(help="User messages; several are one batch.")],
+    policy: PolicyFile,
+    log: LogFolder,
+    log_key: LogKey,
+    anchor_file: Annotated[Path | None, typer.Option("--anchor", help="The signed anchor.")] = None,
+    model: ModelFolder = None,
+    fieldprint: Annotated[
+        Path | None, typer.Option("--fieldprint", help="Load this file instead of recomputing.")
+    ] = None,
+    receipts: Annotated[Path, typer.Option("--receipts", help="Folder for the receipts.")] = Path("receipts"),
+    g: Annotated[
+        float, typer.Option("--g", help="Floor of the anchor's weight, 0 to 1; 0 is plain concatenation.")
+    ] = 0.0,
+    operator: Annotated[str, typer.Option("--operator", help="floor or mixture.")] = "floor",
+    window: Annotated[
+        int | None, typer.Option("--window", help="Sliding window of the context, in tokens.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Length limit of an answer.")] = 128,
+    temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option("--top-p", help="Nucleus of seeded sampling.")] = 1.0,
+    seed: Annotated[int, typer.Option("--seed", help="Of seeded sampling.")] = 0,
+    dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[
+        str, typer.Option("--device", help="cpu, or cuda to decode with the GPU's kernels.")
+    ] = "cpu",
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Use the prompts as they are, without the chat template.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Generate under a pinned anchor; every page is committed before it is final. Ctrl-C ends and commits."""
+    from fieldprint.generate import AttentionSettings, GenerationRequest, Sampler
+    from fieldprint.pipeline import run
+
+    trusted = open_policy(policy)
+    signed = None if anchor_file is None else read_input(anchor_file)
+    _writable_folder(receipts)
+    _check_device(device)
+    loaded = open_model(model, dtype)
+    sampler = Sampler(temperature, top_p, seed)
+    requests = [
+        GenerationRequest(
+            tuple(loaded.encode(text) if raw else loaded.chat_tokens(text)),
+            max_new_tokens,
+            sampler,
+            loaded.stop_ids,
+        )
+        for text in prompt
+    ]
+    longest = max(len(request.prompt) for request in requests) + max_new_tokens
+    trained = loaded.decoder.config.max_positions
+    if window is None and longest > trained:
+        typer.echo(
+            f"warning: up to {longest} positions, and the model was trained for {trained}; --window keeps to them",
+            err=True,
+        )
+    interrupt = threading.Event()
+    before = signal.signal(signal.SIGINT, _interrupter(interrupt))
+    progress = _Progress(show=not as_json and sys.stderr.isatty())
+    started = time.perf_counter()
+    try:
+        with open_writer(log, log_key, trusted) as writer:
+            answers = run(
+                requests,
+                model=loaded,
+                signed=signed,
+                policy=trusted,
+                log=writer,
+                now=datetime.now(UTC),
+                attention=AttentionSettings(operator, g, window),
+                fieldprint_file=fieldprint,
+                device=device,
+                on_event=progress,
+                interrupt=interrupt,
+            )
+    finally:
+        signal.signal(signal.SIGINT, before)
+        progress.close()
+    seconds = time.perf_counter() - started
+    rows = []
+    for text, answer in zip(prompt, answers, strict=True):
+        path = receipts / f"{answer.result.pages[-1].leaf_hash[:16]}.receipt.json"
+        path.write_bytes(answer.receipt.to_bytes())
+        result = answer.result
+        rows.append(
+            {
+                "prompt": text,
+                "text": result.text,
+                "tokens": len(result.tokens),
+                "reason": result.reason,
+                "receipt": str(path),
+            }
+        )
+    total = sum(len(answer.result.tokens) for answer in answers)
+    if as_json:
+        print_result({"answers": rows, "seconds": seconds, "tokens_per_second": total / seconds}, True, "")
+    else:
+        for row in rows:
+            typer.echo(
+                f"> {row['prompt']}\n{printable(str(row['text']))}\n  [{row['tokens']} tokens, {row['reason']}, {row['receipt']}]"
+            )
+        typer.echo(
+            f"{total} tokens in {seconds:.1f} s ({total / seconds:.1f} tokens/s, prompts included)", err=True
+        )
+    if interrupt.is_set():
+        raise typer.Exit(130)
+
+
+def model(
+    folder: Annotated[
+        Path | None, typer.Argument(help="A model folder; without it the demo model is prepared.")
+    ] = None,
+) -> None:
+    """Check a model folder, or convert the demo model once, and print its path and digest."""
+    from fieldprint.adapters.model_folder import check_model_folder, model_digest, prepare_demo_model
+
+    path = prepare_demo_model() if folder is None else folder
+    check_model_folder(path)
+    typer.echo(f"{path}\n{model_digest(path)}")
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Where the demo's files go; replaced.")] = Path(
+        "demo-out"
+    ),
+    model: ModelFolder = None,
+) -> None:
+    """The whole story on a real model: sign, tamper, promote, overflow the window, flip bits, verify, revoke."""
+    from fieldprint.demo import run_demo
+
+    summary = run_demo(out, open_model(model))
+    if not all(summary["checks"].values()):
+        raise typer.Exit(1)
+
+
+class _Progress:
+    """A line on the terminal that says how many tokens are provisional and how many are committed."""
+
+    def __init__(self, *, show: bool) -> None:
+        self.show = show
+        self.started = time.perf_counter()
+        self.generated = self.rollbacks = 0
+        self.committed: dict[int, int] = {}
+
+    def __call__(self, event: "Event") -> None:
+        from fieldprint.generate import Committed, Provisional, RolledBack
+
+        if isinstance(event, Provisional):
+            self.generated += 1
+        elif isinstance(event, Committed):
+            self.committed[event.request] = event.upto
+        elif isinstance(event, RolledBack):
+            self.rollbacks += 1
+        if self.show:
+            rate = self.generated / (time.perf_counter() - self.started)
+            sys.stderr.write(
+                f"\r{self.generated} tokens, {rate:.1f}/s, committed to position "
+                f"{', '.join(str(v) for v in self.committed.values()) or 0}, {self.rollbacks} rolled back "
+            )
+            sys.stderr.flush()
+
+    def close(self) -> None:
+        """End the line."""
+        if self.show:
+            sys.stderr.write("\n")
+
+
+def _interrupter(interrupt: threading.Event) -> Any:
+    def handle(_number: int, _frame: object) -> None:
+        if interrupt.is_set():
+            raise KeyboardInterrupt
+        interrupt.set()
+        sys.stderr.write("\nending and committing; press Ctrl-C again to stop at once\n")
+
+    return handle
+
+
+def _check_device(name: str) -> None:
+    if name not in ("cpu", "cuda"):
+        raise typer.BadParameter(f"{name!r} is neither cpu nor cuda", param_hint="--device")
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise CapacityError(
+            "torch finds no CUDA device", remedy="Install a CUDA build of torch, or leave --device out"
+        )
+
+
+def _writable_folder(folder: Path) -> None:
+    """Fail before the work, not after it, if receipts could not be written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass

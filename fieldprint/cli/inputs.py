@@ -1,0 +1,78 @@
+"""Opening what options name: files, policies, logs, models."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from fieldprint.errors import FieldprintError, VerificationError
+
+if TYPE_CHECKING:
+    from fieldprint.adapters.transformers import LoadedModel
+    from fieldprint.anchor import Policy
+    from fieldprint.registry import Registry
+    from fieldprint.tlog import LogReader, LogWriter
+
+
+def read_input(path: Path) -> bytes:
+    """The bytes of a file that the user named."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise typer.BadParameter(f"{path} cannot be read: {error.strerror}") from error
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Write a file that must not be there yet."""
+    try:
+        with path.open("xb") as file:
+            file.write(data)
+    except FileExistsError:
+        raise typer.BadParameter(f"{path} exists and is not overwritten") from None
+    except OSError as error:
+        raise FieldprintError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def open_policy(path: Path) -> "Policy":
+    """The policy in a file."""
+    from fieldprint.anchor import Policy
+
+    return Policy.from_bytes(read_input(path))
+
+
+def open_reader(folder: Path, policy: "Policy") -> "LogReader":
+    """The log, read with the policy's key."""
+    from fieldprint.tlog import LogReader
+
+    return LogReader(folder, [policy.log_key])
+
+
+def open_registry(folder: Path, policy: "Policy") -> "Registry":
+    """The registry that replaying the log gives."""
+    from fieldprint.registry import Registry
+
+    return Registry.replay(open_reader(folder, policy).entries(), policy)
+
+
+def open_writer(folder: Path, log_key: Path, policy: "Policy") -> "LogWriter":
+    """The log's writer, if the key is the policy's."""
+    from fieldprint.anchor import load_private_key
+    from fieldprint.note import NoteSigner
+    from fieldprint.tlog import LogWriter
+
+    signer = NoteSigner(policy.log_key.name, load_private_key(log_key))
+    if signer.verifier_key != policy.log_key:
+        raise VerificationError(
+            2, f"{log_key} is not the log key of the policy", remedy="Give the key of that log"
+        )
+    return LogWriter(folder, signer)
+
+
+def open_model(folder: Path | None, dtype: str = "float32") -> "LoadedModel":
+    """The model in a folder, or the demo model."""
+    from fieldprint.adapters.model_folder import prepare_demo_model
+
+    path = prepare_demo_model() if folder is None else folder
+    from fieldprint.adapters.transformers import load_model
+
+    return load_model(path, dtype=dtype)

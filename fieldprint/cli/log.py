@@ -1,0 +1,85 @@
+"""`fieldprint log`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fieldprint.cli.inputs import open_policy, open_reader
+from fieldprint.cli.options import Json, LogKey, PolicyFile
+from fieldprint.cli.output import print_result, printable
+from fieldprint.errors import FieldprintError, FormatError
+
+app = typer.Typer(help="The transparency log.", no_args_is_help=True)
+
+
+@app.command("new")
+def log_new(
+    folder: Annotated[Path, typer.Argument(help="The log's folder.")],
+    log_key: LogKey,
+    origin: Annotated[str, typer.Option("--origin", help="Name of the log.")] = "fieldprint.local/log",
+) -> None:
+    """Create an empty log and print the key that its readers need."""
+    from fieldprint.anchor import load_private_key
+    from fieldprint.note import NoteSigner
+    from fieldprint.tlog import LogWriter
+
+    if (folder / "checkpoint").exists():
+        raise FieldprintError(f"{folder} holds a log already", remedy="Choose another folder")
+    with LogWriter(folder, NoteSigner(origin, load_private_key(log_key)), create=True) as log:
+        typer.echo(log.verifier_key)
+
+
+@app.command("show")
+def log_show(
+    folder: Annotated[Path, typer.Argument(help="The log's folder.")],
+    policy: PolicyFile,
+    start: Annotated[int, typer.Option("--start", help="First entry to show.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Show the entries, each checked against the signed checkpoint's tree."""
+    reader = open_reader(folder, open_policy(policy))
+    checkpoint = reader.checkpoint()
+    if reader.root_hash() != checkpoint.root_hash:
+        raise FormatError("the tiles do not lead to the checkpoint's root")
+    start = min(start, checkpoint.tree_size)
+    rows = [{**_entry(entry), "index": start + i} for i, entry in enumerate(reader.entries(start))]
+    if as_json:
+        print_result(
+            {"origin": checkpoint.origin, "tree_size": checkpoint.tree_size, "entries": rows}, True, ""
+        )
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        title=f"{checkpoint.origin}, {checkpoint.tree_size} entries, root {checkpoint.root_hash.hex()[:16]}"
+    )
+    for column in ("index", "type", "what"):
+        table.add_column(column)
+    for row in rows:
+        cells = (str(row["index"]), str(row.get("type", "?"))[:40], _summary(row))
+        table.add_row(*(Text(printable(cell)) for cell in cells))  # an entry's text is no markup
+    Console().print(table)
+
+
+def _entry(entry: bytes) -> dict[str, Any]:
+    from fieldprint.anchor.dsse import parse_canonical
+
+    try:
+        return parse_canonical(entry, "the entry", 65535)
+    except FormatError:
+        return {"type": "?"}
+
+
+def _summary(row: dict[str, Any]) -> str:
+    kind = row.get("type")
+    part = {name: str(row.get(name))[:16] for name in ("request", "page", "start", "end", "anchor", "model")}
+    if kind == "commitment":
+        return f"request {part['request']} page {part['page']}, positions {part['start']} to {part['end']}"
+    if kind == "abort":
+        return f"request {part['request']}: {str(row.get('reason'))[:100]}"
+    if kind == "promote":
+        return f"anchor {part['anchor']} under model {part['model']}"
+    return "a signed revocation" if kind == "revoke" else ""

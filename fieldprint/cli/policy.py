@@ -1,0 +1,35 @@
+"""`fieldprint policy`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fieldprint.cli.inputs import write_new
+
+app = typer.Typer(help="Who may sign what.", no_args_is_help=True)
+
+
+@app.command("new")
+def policy_new(
+    out: Annotated[Path, typer.Argument(help="The file to write.")],
+    signer: Annotated[
+        list[Path], typer.Option("--signer", help="Public key that may sign anchors and revocations.")
+    ],
+    log_pub: Annotated[Path, typer.Option("--log-pub", help="Public key of the log.")],
+    origin: Annotated[str, typer.Option("--origin", help="Name of the log.")] = "fieldprint.local/log",
+    threshold: Annotated[int, typer.Option("--threshold", help="Signatures that an anchor needs.")] = 1,
+) -> None:
+    """Write a policy: these keys sign anchors of every kind, untrusted taint is refused, anchors live a year."""
+    from fieldprint.anchor import KINDS, KindRule, Policy, load_public_key
+    from fieldprint.note import VerifierKey
+
+    names = {path.stem: load_public_key(path).public_bytes_raw() for path in signer}
+    if len(names) != len(signer):
+        raise ValueError("two --signer files have the same name, and a policy names keys by it; rename one")
+    rule = KindRule(tuple(names), threshold, 512, 366, ("untrusted",))
+    verifier = VerifierKey(origin, load_public_key(log_pub).public_bytes_raw())
+    policy = Policy(names, dict.fromkeys(KINDS, rule), tuple(names), threshold, str(verifier))
+    Policy.from_bytes(policy.to_bytes())  # refuses what nobody could read
+    write_new(out, policy.to_bytes())
+    typer.echo(f"wrote {out}")
