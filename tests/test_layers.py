@@ -12,7 +12,7 @@ LAYERS = (
     ("blake3", "note", "attention", "quantize"),
     ("anchor", "kvcache", "tlog"),
     ("commit", "registry"),
-    ("verify", "decoder"),
+    ("verify", "decoder", "audit"),
     ("promote",),
     ("generate",),
     ("pipeline",),
