@@ -10,19 +10,29 @@ from fieldprint.tlog.merkle import (
     verify_consistency,
     verify_inclusion,
 )
+from fieldprint.tlog.proof import LogProof, VerifiedEntry, prove_entry, verify_log_proof
 from fieldprint.tlog.reader import LogReader
+from fieldprint.tlog.trust import Trust, TrustPolicy, verify_checkpoint, verify_cosignatures
 from fieldprint.tlog.writer import Appended, LogWriter
 
 __all__ = [
     "Appended",
     "Checkpoint",
+    "LogProof",
     "LogReader",
     "LogWriter",
+    "Trust",
+    "TrustPolicy",
+    "VerifiedEntry",
     "leaf_hash",
     "node_hash",
     "prove_consistency",
+    "prove_entry",
     "prove_inclusion",
     "tree_hash",
+    "verify_checkpoint",
     "verify_consistency",
+    "verify_cosignatures",
     "verify_inclusion",
+    "verify_log_proof",
 ]
