@@ -13,7 +13,7 @@ import base64
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -25,10 +25,10 @@ from fieldprint.anchor.dsse import check_keys, check_version, decode_base64, par
 from fieldprint.anchor.policy import Policy
 from fieldprint.commit.leaf import AbortEntry, Commitment
 from fieldprint.errors import FieldprintError, FormatError, LogError, VerificationError
-from fieldprint.note import VerifierKey
 from fieldprint.registry import MAX_EVENT_SIZE, read_promotion, read_revocation
-from fieldprint.tlog.audit import Audited, LogAudit, open_checkpoint
+from fieldprint.tlog.audit import Audited, LogAudit
 from fieldprint.tlog.storage import Source
+from fieldprint.tlog.trust import Trust, verify_checkpoint
 
 KINDS = ("promote", "revoke", "commitment", "abort", "other")
 MAX_STATE_SIZE = 64 << 20
@@ -145,7 +145,7 @@ class AuditState:
         return rfc8785.dumps({**fields, "sha256": sha256(rfc8785.dumps(fields)).hexdigest()})
 
     @classmethod
-    def from_bytes(cls, data: bytes, keys: Sequence[VerifierKey], policy: Policy | None) -> "AuditState":
+    def from_bytes(cls, data: bytes, trust: Trust, policy: Policy | None) -> "AuditState":
         """The state in a file.
 
         Raises:
@@ -161,7 +161,7 @@ class AuditState:
         check_keys(fields["audited"], {"checkpoint", "position"}, "the state file")
         signed = decode_base64(fields["audited"]["checkpoint"], "the state file's checkpoint")
         position = _count(fields["audited"]["position"])
-        if position > open_checkpoint(signed, keys).tree_size:
+        if position > verify_checkpoint(signed, trust.log_keys).tree_size:
             raise FormatError("the state file is beyond its checkpoint")
         return cls(Audited(signed, position), _entries(fields["entries"], position, policy))
 
@@ -201,7 +201,7 @@ class Audit:
 
     Args:
         source: gives the log's files.
-        keys: of whoever signs the log's checkpoints.
+        trust: the log's keys, and the witnesses that must have cosigned its checkpoint.
         policy: whose revocations count; None leaves their signatures unchecked.
         state: what the last audit left; None begins at the first entry.
         workers: files that are read ahead by threads; 0 for a folder.
@@ -216,13 +216,13 @@ class Audit:
     def __init__(
         self,
         source: Source,
-        keys: Sequence[VerifierKey],
+        trust: Trust,
         policy: Policy | None = None,
         state: AuditState | None = None,
         *,
         workers: int = 0,
     ) -> None:
-        self.log = LogAudit(source, keys, None if state is None else state.audited, workers=workers)
+        self.log = LogAudit(source, trust, None if state is None else state.audited, workers=workers)
         self.entries = EntryCheck(policy) if state is None else state.entries
 
     def run(self) -> Iterator[int]:
@@ -242,7 +242,7 @@ class Audit:
         return AuditState(Audited(self.log.signed_checkpoint, self.log.position), self.entries)
 
 
-def load_state(path: Path, keys: Sequence[VerifierKey], policy: Policy | None) -> AuditState | None:
+def load_state(path: Path, trust: Trust, policy: Policy | None) -> AuditState | None:
     """The state in a file, or None if there is no file.
 
     Raises:
@@ -257,7 +257,7 @@ def load_state(path: Path, keys: Sequence[VerifierKey], policy: Policy | None) -
     except OSError as error:
         raise LogError(f"the state file {path} cannot be read: {error.strerror}", remedy=remedy) from error
     try:
-        return AuditState.from_bytes(data, keys, policy)
+        return AuditState.from_bytes(data, trust, policy)
     except FieldprintError as error:
         raise LogError(f"the state file {path} cannot be used: {error.what}", remedy=remedy) from error
 

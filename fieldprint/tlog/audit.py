@@ -6,7 +6,8 @@ as it is reached, and what is kept is one tile a level and one bundle, whatever 
 
 The checks:
 
-1. The checkpoint is a signed note of the log's key, and of that log.
+1. The checkpoint is a signed note of the log's key, and of that log; no cosignature by a known witness is false, and the
+   quorum is met.
 2. The tree that the last audit saw is a prefix of this one; a log never shrinks.
 3. The last, partial tiles of all levels together give the checkpoint's root.
 4. Every full tile is there, has 8,192 bytes, and hashes to what stands in the tile above it.
@@ -21,11 +22,11 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from fieldprint.errors import FormatError, VerificationError
-from fieldprint.note import VerifierKey, verify_note
 from fieldprint.tlog import merkle
 from fieldprint.tlog.checkpoint import Checkpoint
 from fieldprint.tlog.storage import Source
 from fieldprint.tlog.tile import HEIGHT, WIDTH, bundle_path, decode_bundle, tile_path
+from fieldprint.tlog.trust import Trust, verify_checkpoint, verify_cosignatures
 
 SIZE = merkle.HASH_SIZE
 MAX_TILE_SIZE = WIDTH * SIZE
@@ -56,26 +57,12 @@ class Bundle:
     leaf_hashes: Sequence[bytes]
 
 
-def open_checkpoint(signed: bytes, keys: Sequence[VerifierKey]) -> Checkpoint:
-    """The checkpoint in a note, if a key of that log signed it.
-
-    Raises:
-        FormatError, VerificationError: it is malformed, no key signed it, or it is of a log that no key names.
-    """
-    checkpoint = Checkpoint.from_text(verify_note(signed, keys))
-    own = [key for key in keys if key.name == checkpoint.origin]
-    if not own:
-        raise VerificationError(1, f"the checkpoint is of {checkpoint.origin}, which no key names")
-    verify_note(signed, own)
-    return checkpoint
-
-
 class LogAudit:
     """An audit in progress; making one performs checks 1 to 3, and `bundles` the others.
 
     Args:
         source: gives the log's files.
-        keys: of whoever signs the log's checkpoints.
+        trust: the log's keys, and the witnesses that must have cosigned its checkpoint.
         since: what the last audit came to, of a source that the auditor trusts; None audits from the first entry.
         workers: how many files are read ahead, each in a thread; 0 reads one after the other.
 
@@ -84,7 +71,7 @@ class LogAudit:
     """
 
     def __init__(
-        self, source: Source, keys: Sequence[VerifierKey], since: Audited | None = None, *, workers: int = 0
+        self, source: Source, trust: Trust, since: Audited | None = None, *, workers: int = 0
     ) -> None:
         self._source = source
         self._workers = workers
@@ -92,11 +79,12 @@ class LogAudit:
         if signed is None:
             raise AuditError(1, "there is no checkpoint", place="checkpoint", remedy="Is this a log?")
         try:
-            self.checkpoint = open_checkpoint(signed, keys)
+            self.checkpoint = verify_checkpoint(signed, trust.log_keys)
+            verify_cosignatures(signed, trust)
         except (FormatError, VerificationError) as error:
             raise AuditError(1, error.what, place="checkpoint", remedy=error.remedy) from error
         self.signed_checkpoint = signed
-        before = None if since is None else open_checkpoint(since.signed_checkpoint, keys)
+        before = None if since is None else verify_checkpoint(since.signed_checkpoint, trust.log_keys)
         self._check_not_smaller(before)
         self._edge = [self._partial_tile(level) for level in range(len(self._counts()))]
         self._check_edge()

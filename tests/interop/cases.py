@@ -23,7 +23,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fieldprint.note import NoteSigner, sign_note
-from fieldprint.tlog import Checkpoint, LogReader, LogWriter
+from fieldprint.tlog import Checkpoint, LogProof, LogReader, LogWriter
 from fieldprint.tlog.tile import bundle_path, tile_path
 
 ORIGIN = "interop.example/log"
@@ -33,12 +33,6 @@ Case = dict[str, Any]
 
 def text(data: bytes) -> str:
     return base64.b64encode(data).decode()
-
-
-def tlog_proof(index: int, proof: list[bytes], checkpoint: bytes) -> bytes:
-    """A `.tlog-proof` (c2sp.org/tlog-proof) without extra data."""
-    lines = ["c2sp.org/tlog-proof@v1", f"index {index}", *map(text, proof), "", ""]
-    return "\n".join(lines).encode() + checkpoint
 
 
 def good(folder: Path) -> Case:
@@ -151,10 +145,12 @@ def write_cases(folder: Path) -> list[Path]:
 
 
 def _write(folder: Path, case: Case) -> None:
-    proof = [base64.b64decode(h) for h in case["proof"]]
+    proof = tuple(base64.b64decode(h) for h in case["proof"])
     (folder / "case.json").write_text(json.dumps(case, indent=1))
     (folder / "log/checkpoint").write_text(case["checkpoint"])
     (folder / "old.checkpoint").write_text(case["old_checkpoint"])
     (folder / "entry").write_bytes(base64.b64decode(case["leaf"]))
     (folder / "vkey").write_text(case["vkey"] + "\n")
-    (folder / "proof.tlog-proof").write_bytes(tlog_proof(case["index"], proof, case["checkpoint"].encode()))
+    (folder / "proof.tlog-proof").write_bytes(
+        LogProof(case["index"], proof, case["checkpoint"].encode()).to_bytes()
+    )
