@@ -96,14 +96,14 @@ def _trust(policy: Path | None, vkey: str | None) -> "tuple[Policy | None, Trust
 
 
 def _source(place: str, timeout: float) -> Any:
-    from fieldprint.tlog.storage import open_storage
+    from fieldprint.tlog.storage import open_source
     from fieldprint.tlog.storage.http import HttpSource
 
     if place.startswith(("http://", "https://")):
         return HttpSource(place, timeout=timeout)
     if "://" not in place and not Path(place).is_dir():
         raise typer.BadParameter(f"{place} is neither a folder nor a URL")
-    return open_storage(place)
+    return open_source(place)
 
 
 def _state_file(trust: "Trust") -> Path:

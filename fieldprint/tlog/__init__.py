@@ -2,37 +2,48 @@
 
 from fieldprint.tlog.checkpoint import Checkpoint
 from fieldprint.tlog.merkle import (
+    CompactRange,
     leaf_hash,
     node_hash,
     prove_consistency,
     prove_inclusion,
+    prove_subtree,
     tree_hash,
     verify_consistency,
     verify_inclusion,
+    verify_subtree,
 )
 from fieldprint.tlog.proof import LogProof, VerifiedEntry, prove_entry, verify_log_proof
 from fieldprint.tlog.reader import LogReader
+from fieldprint.tlog.storage import Source, Storage, open_source, open_storage
 from fieldprint.tlog.trust import Trust, TrustPolicy, verify_checkpoint, verify_cosignatures
 from fieldprint.tlog.writer import Appended, LogWriter
 
 __all__ = [
     "Appended",
     "Checkpoint",
+    "CompactRange",
     "LogProof",
     "LogReader",
     "LogWriter",
+    "Source",
+    "Storage",
     "Trust",
     "TrustPolicy",
     "VerifiedEntry",
     "leaf_hash",
     "node_hash",
+    "open_source",
+    "open_storage",
     "prove_consistency",
     "prove_entry",
     "prove_inclusion",
+    "prove_subtree",
     "tree_hash",
     "verify_checkpoint",
     "verify_consistency",
     "verify_cosignatures",
     "verify_inclusion",
     "verify_log_proof",
+    "verify_subtree",
 ]

@@ -80,22 +80,41 @@ def prove_inclusion(index: int, tree_size: int, read: HashReader) -> list[bytes]
     return path[::-1]
 
 
+def is_subtree(start: int, stop: int) -> bool:
+    """Whether [start, stop) is a subtree: not empty, and `start` a multiple of the next power of two of its size."""
+    return 0 <= start < stop and start % (1 << (stop - start - 1).bit_length()) == 0
+
+
+def prove_subtree(start: int, stop: int, tree_size: int, read: HashReader) -> list[bytes]:
+    """The proof that the subtree over [start, stop) is part of the tree, SUBTREE_PROOF of the draft on Merkle tree
+    certificates, section 4.4.1.
+
+    With start = 0 it is the consistency proof of RFC 9162, with stop = start + 1 the inclusion proof.
+
+    Raises:
+        ValueError: [start, stop) is no subtree, or not in the tree.
+    """
+    if not is_subtree(start, stop) or stop > tree_size:
+        raise ValueError(f"[{start}, {stop}) is no subtree of a tree of {tree_size} entries")
+    low, high, known, path = 0, tree_size, True, []
+    while (low, high) != (start, stop):
+        middle = low + (1 << ((high - low - 1).bit_length() - 1))
+        if stop <= middle:
+            path.append(range_hash(middle, high, read))
+            high = middle
+            continue
+        path.append(range_hash(low, middle, read))
+        low = middle
+        if start < middle:  # the subtree is cut here: its left part is in the proof, its right part goes on
+            start, known = middle, False
+    return ([] if known else [range_hash(start, stop, read)]) + path[::-1]
+
+
 def prove_consistency(size1: int, size2: int, read: HashReader) -> list[bytes]:
     """The proof that the tree of `size1` entries is a prefix of the one of `size2`, RFC 9162 section 2.1.4.1."""
     if not 0 <= size1 <= size2:
         raise ValueError(f"a tree of {size1} entries is no prefix of one of {size2}")
-    if size1 in (0, size2):
-        return []
-    start, stop, whole, path = 0, size2, True, []
-    while size1 != stop:
-        middle = start + (1 << ((stop - start - 1).bit_length() - 1))
-        if size1 <= middle:
-            path.append(range_hash(middle, stop, read))
-            stop = middle
-        else:
-            path.append(range_hash(start, middle, read))
-            start, whole = middle, False
-    return ([] if whole else [range_hash(start, stop, read)]) + path[::-1]
+    return [] if size1 == 0 else prove_subtree(0, size1, size2, read)
 
 
 def verify_inclusion(
@@ -103,26 +122,71 @@ def verify_inclusion(
 ) -> None:
     """Return only if `proof` shows `leaf_hash` at `index` in the tree, RFC 9162 section 2.1.3.2.
 
+    The bits of `index` below the highest in which it differs from the last entry's say on which side each sibling
+    stands; of the bits above, every 1 is a left sibling and every 0 a level without one. `naive.py` of the tests is
+    the RFC's loop.
+
     Raises:
         VerificationError: it does not; check 1 is the shape of the arguments, check 2 the root.
     """
-    if not 0 <= index < tree_size or any(len(h) != HASH_SIZE for h in (leaf_hash, root_hash, *proof)):
+    if not 0 <= index < tree_size or len(leaf_hash) != HASH_SIZE or len(root_hash) != HASH_SIZE:
         raise VerificationError(1, "index, tree size or hash lengths of the inclusion proof are impossible")
-    node, last, value = index, tree_size - 1, leaf_hash
+    inner = (index ^ (tree_size - 1)).bit_length()
+    length = inner + (index >> inner).bit_count()
+    if len(proof) != length:
+        long = "long" if len(proof) > length else "short"
+        raise VerificationError(1, f"the inclusion proof is too {long}")
+    value, bits = leaf_hash, index | -1 << inner
     for sibling in proof:
-        if last == 0:
-            raise VerificationError(1, "the inclusion proof is too long")
-        if node & 1 or node == last:
-            value = node_hash(sibling, value)
-            while not node & 1 and node:
-                node, last = node >> 1, last >> 1
-        else:
-            value = node_hash(value, sibling)
-        node, last = node >> 1, last >> 1
-    if last:
-        raise VerificationError(1, "the inclusion proof is too short")
+        if len(sibling) != HASH_SIZE:
+            raise VerificationError(1, "a hash of the inclusion proof has another length")
+        value = sha256(b"\x01" + sibling + value if bits & 1 else b"\x01" + value + sibling).digest()
+        bits >>= 1
     if value != root_hash:
         raise VerificationError(2, "the inclusion proof does not lead to the tree's root")
+
+
+def verify_subtree(
+    start: int, stop: int, tree_size: int, proof: Sequence[bytes], subtree_hash: bytes, root_hash: bytes
+) -> None:
+    """Return only if `proof` shows that the tree's entries [start, stop) are those of the subtree, draft on Merkle
+    tree certificates, section 4.4.3.
+
+    Raises:
+        VerificationError: it does not; check 1 is the shape of the arguments, check 2 the subtree's hash, 3 the root.
+    """
+    if (
+        not is_subtree(start, stop)
+        or stop > tree_size
+        or any(len(h) != HASH_SIZE for h in (subtree_hash, root_hash, *proof))
+    ):
+        raise VerificationError(1, "bounds or hash lengths of the subtree proof are impossible")
+    first, last, end = start, stop - 1, tree_size - 1
+    while first != last and (last == end or last & 1):
+        first, last, end = first >> 1, last >> 1, end >> 1
+    path = iter(proof)
+    part = subtree_hash if first == last else next(path, None)
+    if part is None:
+        raise VerificationError(1, "the subtree proof is empty")
+    whole = part
+    for sibling in path:
+        if end == 0:
+            raise VerificationError(1, "the subtree proof is too long")
+        if last & 1 or last == end:
+            if first < last:
+                part = node_hash(sibling, part)
+            whole = node_hash(sibling, whole)
+            while last and not last & 1:
+                first, last, end = first >> 1, last >> 1, end >> 1
+        else:
+            whole = node_hash(whole, sibling)
+        first, last, end = first >> 1, last >> 1, end >> 1
+    if end:
+        raise VerificationError(1, "the subtree proof is too short")
+    if part != subtree_hash:
+        raise VerificationError(2, "the proof does not lead to the subtree's hash")
+    if whole != root_hash:
+        raise VerificationError(3, "the proof does not lead to the tree's root")
 
 
 def verify_consistency(size1: int, size2: int, proof: Sequence[bytes], root1: bytes, root2: bytes) -> None:
@@ -137,28 +201,57 @@ def verify_consistency(size1: int, size2: int, proof: Sequence[bytes], root1: by
         if proof or (size1 == size2 and root1 != root2) or (size1 == 0 and root1 != empty_root()):
             raise VerificationError(2, "the trees are not consistent")
         return
-    path = list(proof)
-    if size1 & (size1 - 1) == 0:
-        path.insert(0, root1)
-    if not path:
-        raise VerificationError(1, "the consistency proof is empty")
-    node, last = size1 - 1, size2 - 1
-    while node & 1:
-        node, last = node >> 1, last >> 1
-    first = second = path[0]
-    for sibling in path[1:]:
-        if last == 0:
-            raise VerificationError(1, "the consistency proof is too long")
-        if node & 1 or node == last:
-            first, second = node_hash(sibling, first), node_hash(sibling, second)
-            while not node & 1 and node:
-                node, last = node >> 1, last >> 1
-        else:
-            second = node_hash(second, sibling)
-        node, last = node >> 1, last >> 1
-    if last:
-        raise VerificationError(1, "the consistency proof is too short")
-    if first != root1:
-        raise VerificationError(2, "the consistency proof does not lead to the first root")
-    if second != root2:
-        raise VerificationError(3, "the consistency proof does not lead to the second root")
+    verify_subtree(0, size1, size2, proof, root1, root2)
+
+
+class CompactRange:
+    """The roots of the complete subtrees that a tree's first entries fall into: what an append needs of the tree.
+
+    For 6 entries: (level 2, entries 0 to 3), (level 1, entries 4 and 5). An append makes one node for every trailing 1
+    bit of the size, so n appends make fewer than n nodes, and no memory but log2(n) hashes is needed.
+    """
+
+    def __init__(self, tree_size: int = 0, hashes: Sequence[bytes] = ()) -> None:
+        """The range over the first `tree_size` entries.
+
+        Args:
+            tree_size: number of entries.
+            hashes: of the complete subtrees from left to right, one for each 1 bit of `tree_size`.
+
+        Raises:
+            ValueError: another number of hashes.
+        """
+        if tree_size < 0 or len(hashes) != tree_size.bit_count():
+            raise ValueError(f"a compact range over {tree_size} entries does not have {len(hashes)} hashes")
+        self.tree_size = tree_size
+        self.hashes = list(hashes)
+
+    @classmethod
+    def read(cls, tree_size: int, read: HashReader) -> "CompactRange":
+        """The range over a stored tree's first entries."""
+        bits = [level for level in range(tree_size.bit_length()) if tree_size >> level & 1]
+        return cls(tree_size, [read(level, (tree_size >> level) - 1) for level in reversed(bits)])
+
+    def append(self, leaf: bytes) -> list[bytes]:
+        """Put a leaf hash behind the others; returns the complete subtrees' hashes that this made, from level 0 up."""
+        made, value, size = [leaf], leaf, self.tree_size
+        while size & 1:
+            value = sha256(b"\x01" + self.hashes.pop() + value).digest()
+            made.append(value)
+            size >>= 1
+        self.hashes.append(value)
+        self.tree_size += 1
+        return made
+
+    def copy(self) -> "CompactRange":
+        """Another range over the same entries."""
+        return CompactRange(self.tree_size, self.hashes)
+
+    def root(self) -> bytes:
+        """The root of the tree over the entries so far."""
+        if not self.hashes:
+            return empty_root()
+        value = self.hashes[-1]
+        for left in self.hashes[-2::-1]:
+            value = node_hash(left, value)
+        return value

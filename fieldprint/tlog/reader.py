@@ -1,6 +1,6 @@
-"""Reading a log's folder: checkpoint, entries and proofs, each checked against what it must agree with.
+"""Reading a log: checkpoint, entries and proofs, each checked against what it must agree with.
 
-Nothing of the folder is believed but the signed checkpoint: the partial tiles must give its root, a full tile must
+Nothing of what is stored is believed but the signed checkpoint: the partial tiles must give its root, a full tile must
 have the hash that stands in the tile above it, and an entry the hash that stands in its tile.
 """
 
@@ -11,31 +11,18 @@ from fieldprint.errors import FormatError, LogError, VerificationError
 from fieldprint.note import VerifierKey, verify_note
 from fieldprint.tlog import merkle
 from fieldprint.tlog.checkpoint import Checkpoint
-from fieldprint.tlog.tile import HEIGHT, WIDTH, bundle_path, decode_bundle, tile_path
-
-
-def read_file(path: Path) -> bytes:
-    """The file's bytes.
-
-    Raises:
-        LogError: it cannot be read.
-    """
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise LogError(
-            f"{path} cannot be read: {error.strerror}", remedy="Is this the folder of a log?"
-        ) from error
+from fieldprint.tlog.storage import Source, open_source
+from fieldprint.tlog.tile import HEIGHT, WIDTH, bundle_path, decode_bundle, decode_tile, tile_path
 
 
 class LogReader:
-    """A log in a folder, read with the keys that its checkpoint must be signed by.
+    """A log in a folder, at a URL or in another source, read with the keys that its checkpoint must be signed by.
 
     Entries and proofs are those of the checkpoint that was there when the reader was made, or at `refresh`.
     """
 
-    def __init__(self, path: Path, keys: Sequence[VerifierKey]) -> None:
-        self.path = path
+    def __init__(self, place: Path | str | Source, keys: Sequence[VerifierKey]) -> None:
+        self.source: Source = open_source(place) if isinstance(place, Path | str) else place
         self.keys = tuple(keys)
         self.refresh()
 
@@ -46,7 +33,7 @@ class LogReader:
             LogError: there is none.
             FormatError, VerificationError: it is malformed, or no key signed it.
         """
-        self._signed = read_file(self.path / "checkpoint")
+        self._signed = self._read("checkpoint")
         self._checkpoint = Checkpoint.from_text(verify_note(self._signed, self.keys))
         own = [key for key in self.keys if key.name == self._checkpoint.origin]
         if not own:
@@ -89,6 +76,10 @@ class LogReader:
         """The proof that the tree of `size1` entries is a prefix of the one of `size2`, by default the checkpoint's."""
         return merkle.prove_consistency(size1, self._size(size2), self.subtree_hash)
 
+    def subtree_proof(self, start: int, stop: int, tree_size: int | None = None) -> list[bytes]:
+        """The proof that the subtree over [start, stop) is part of the tree, by default the checkpoint's."""
+        return merkle.prove_subtree(start, stop, self._size(tree_size), self.subtree_hash)
+
     def root_hash(self, tree_size: int | None = None) -> bytes:
         """The root computed from the tiles."""
         return merkle.tree_hash(self._size(tree_size), self.subtree_hash)
@@ -99,21 +90,31 @@ class LogReader:
             raise ValueError(f"the log has {self._checkpoint.tree_size} entries, not {size}")
         return size
 
+    def _read(self, name: str) -> bytes:
+        """The object's bytes.
+
+        Raises:
+            LogError: there is none, or it cannot be read.
+        """
+        data = self.source.read(name)
+        if data is None:
+            raise LogError(
+                f"{self.source.place}/{name} cannot be read: it is not there",
+                remedy="Is this the place of a log?",
+            )
+        return data
+
     def _bundle(self, index: int, width: int) -> list[bytes]:
         """The bundle at its width, or the first `width` entries of the whole one if the log has grown since."""
-        partial = self.path / bundle_path(index, width)
-        if partial.exists():
-            return decode_bundle(read_file(partial), width)
-        return decode_bundle(read_file(self.path / bundle_path(index)), WIDTH)[:width]
+        if width < WIDTH and (partial := self.source.read(bundle_path(index, width))) is not None:
+            return decode_bundle(partial, width)
+        return decode_bundle(self._read(bundle_path(index)), WIDTH)[:width]
 
     def _read_tile(self, level: int, index: int, width: int) -> list[bytes]:
-        """The first `width` hashes of a tile, as the folder has them."""
-        partial, whole = tile_path(level, index, width), tile_path(level, index)
-        name = partial if (self.path / partial).exists() else whole
-        data = read_file(self.path / name)
-        if len(data) < width * merkle.HASH_SIZE:
-            raise FormatError(f"{name} is truncated")
-        return [data[i * merkle.HASH_SIZE : (i + 1) * merkle.HASH_SIZE] for i in range(width)]
+        """The tile at its width, or the first `width` hashes of the whole one if the log has grown since."""
+        if width < WIDTH and (partial := self.source.read(tile_path(level, index, width))) is not None:
+            return decode_tile(partial, width)
+        return decode_tile(self._read(tile_path(level, index)), WIDTH)[:width]
 
     def edge(self) -> list[list[bytes]]:
         """The hashes of the last, partial tile of each level, from level 0 up, which together give the root.

@@ -7,6 +7,7 @@ bundle holds 256 entries, each behind its length as a big-endian uint16. A parti
 """
 
 from fieldprint.errors import FormatError
+from fieldprint.tlog.merkle import HASH_SIZE
 
 WIDTH = 256
 HEIGHT = 8
@@ -60,3 +61,15 @@ def decode_bundle(data: bytes, width: int) -> list[bytes]:
     if len(entries) != width:
         raise FormatError(f"an entry bundle holds {len(entries)} entries, not {width}")
     return entries
+
+
+def decode_tile(data: bytes, width: int) -> list[bytes]:
+    """The `width` hashes of a tile.
+
+    Raises:
+        FormatError: the tile is truncated, or holds more bytes than that.
+    """
+    if len(data) != width * HASH_SIZE:
+        what = "is truncated" if len(data) < width * HASH_SIZE else "has bytes left over"
+        raise FormatError(f"a tile of {width} hashes {what}: {len(data)} bytes")
+    return [data[i : i + HASH_SIZE] for i in range(0, len(data), HASH_SIZE)]

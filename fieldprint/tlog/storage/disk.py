@@ -1,0 +1,60 @@
+"""The system calls that a log's folder is written with, one method each, so that tests can make any of them fail."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+class Disk:
+    """The machine's own file system. Every method may raise OSError."""
+
+    def read(self, path: Path) -> bytes | None:
+        """The file's bytes; None if there is no file."""
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def exists(self, path: Path) -> bool:
+        """Whether there is a file or folder."""
+        return path.exists()
+
+    def files(self, folder: Path) -> Iterator[Path]:
+        """The files at any depth below a folder."""
+        return (path for path in folder.rglob("*") if path.is_file())
+
+    def make_folder(self, path: Path) -> None:
+        """Make one folder; its parent is there."""
+        path.mkdir(exist_ok=True)
+
+    def create(self, path: Path) -> int:
+        """The descriptor of a new, empty file, which replaces one of that name."""
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+
+    def write(self, descriptor: int, data: memoryview) -> int:
+        """How many of the bytes were written."""
+        return os.write(descriptor, data)
+
+    def sync(self, descriptor: int) -> None:
+        """Make a file's content durable."""
+        os.fsync(descriptor)
+
+    def close(self, descriptor: int) -> None:
+        """Close a descriptor."""
+        os.close(descriptor)
+
+    def replace(self, path: Path, target: Path) -> None:
+        """Give a file another name, in place of what has it."""
+        os.replace(path, target)
+
+    def remove(self, path: Path) -> None:
+        """Remove a file, if it is there."""
+        path.unlink(missing_ok=True)
+
+    def sync_folder(self, path: Path) -> None:
+        """Make the names in a folder durable."""
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
