@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from fieldprint.cli import anchor, generate, keys, log, policy, verify
+from fieldprint.cli import anchor, audit, generate, keys, log, policy, serve, verify
 from fieldprint.errors import FieldprintError
 
 EXTRAS = ("torch", "transformers", "safetensors", "numpy")  # what the base install leaves out
@@ -20,6 +20,8 @@ app = typer.Typer(
 app.add_typer(keys.app, name="keys")
 app.add_typer(policy.app, name="policy")
 app.add_typer(anchor.app, name="anchor")
+log.app.command("audit")(audit.log_audit)
+log.app.command("serve")(serve.log_serve)
 app.add_typer(log.app, name="log")
 for command in (generate.promote, generate.generate, verify.verify, generate.model, generate.demo):
     app.command()(command)

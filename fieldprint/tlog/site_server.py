@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socket import socket
 from typing import Any
 
-from fieldprint.tlog.serve import LogSite, Response
+from fieldprint.tlog.serve import TEXT, LogSite, Response
 
 TIMEOUT_SECONDS = 15
 MAX_CONNECTIONS = 128
@@ -63,6 +63,9 @@ class SiteServer(ThreadingHTTPServer):
 
 class _Connection(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"  # kept alive between requests
+    default_request_version = "HTTP/1.0"  # not 0.9, whose errors have no status line
+    error_content_type = TEXT
+    error_message_format = "%(code)d %(message)s\n"
     timeout = TIMEOUT_SECONDS
     server: SiteServer
 

@@ -18,6 +18,7 @@ MAX_REDIRECTS = 5
 MAX_WAIT = 30.0
 MAX_SECONDS = 300.0
 USER_AGENT = "fieldprint-audit"
+Place = tuple[str, str, int | None]
 
 
 class _TransientError(Exception):
@@ -29,7 +30,7 @@ class _TransientError(Exception):
 
 
 class HttpSource:
-    """A log behind a URL; each thread keeps a connection of its own.
+    """A log behind a URL; threads may share it, and connections are kept.
 
     Redirects are followed up to five times and never to another scheme. Of an answer one byte more than the largest file
     of its kind is read, also when it is compressed: no check accepts that. Broken connections, timeouts, answers cut off
@@ -46,7 +47,8 @@ class HttpSource:
         self.place = url.rstrip("/")
         self._timeout = timeout
         self._pause = pause
-        self._local = threading.local()
+        self._idle: dict[Place, list[http.client.HTTPConnection]] = {}
+        self._lock = threading.Lock()
 
     def read(self, name: str) -> bytes | None:
         """The file's bytes, or None if the server says 404 or 410.
@@ -98,66 +100,78 @@ class HttpSource:
             place = (parts.scheme, parts.hostname or "", parts.port)
         except ValueError as error:
             raise LogError(f"{url[:200]!r} is no URL: {error}") from error
+        request = parts.path + ("?" + parts.query if parts.query else "")
         try:
-            connection = self._connection(place)
-            connection.request(
-                "GET",
-                parts.path + ("?" + parts.query if parts.query else ""),
-                headers={"User-Agent": USER_AGENT, "Accept-Encoding": "gzip, identity"},
-            )
-            response = connection.getresponse()
-            data = self._body(response, limit)
-            if len(data) > limit:  # what is left would be taken for the next answer
-                self._forget(place)
-            return response.status, response.headers, data
+            try:
+                return self._ask(self._kept(place), place, request, limit)
+            except (ConnectionError, http.client.RemoteDisconnected, LookupError):
+                # None is kept, or the server has closed it since: that says nothing about a new one.
+                return self._ask(self._new(place), place, request, limit)
         except ssl.SSLCertVerificationError as error:
-            self._forget(place)
             raise LogError(f"{url}: the server's certificate is not valid: {error.verify_message}") from error
-        except (OSError, http.client.HTTPException) as error:
-            self._forget(place)
-            raise _TransientError(str(error) or type(error).__name__) from error
-        except ValueError as error:  # a URL that http.client refuses, from a redirect
-            self._forget(place)
+        except (ValueError, http.client.InvalidURL) as error:  # from a redirect
             raise LogError(f"{url[:200]!r} is no URL: {error}") from error
+        except (OSError, http.client.HTTPException) as error:
+            raise _TransientError(str(error) or type(error).__name__) from error
 
-    def _body(self, response: http.client.HTTPResponse, limit: int) -> bytes:
-        """At most one byte more than `limit`, or the whole answer."""
-        deadline = time.monotonic() + MAX_SECONDS
-        data = bytearray()
-        while len(data) <= limit:
-            part = response.read1(limit + 1 - len(data))
-            if not part:
-                if response.length:
-                    raise _TransientError("the answer is cut off")
-                break
-            data += part
-            if time.monotonic() > deadline:
-                raise _TransientError(f"the answer takes more than {MAX_SECONDS:.0f} s")
-        return bytes(data)
+    def _ask(
+        self, connection: http.client.HTTPConnection, place: Place, request: str, limit: int
+    ) -> tuple[int, http.client.HTTPMessage, bytes]:
+        """One request; the connection is kept if nothing is left on it that would be taken for the next answer."""
+        whole = False
+        try:
+            headers = {"User-Agent": USER_AGENT, "Accept-Encoding": "gzip, identity"}
+            connection.request("GET", request, headers=headers)
+            response = connection.getresponse()
+            data = _body(response, limit)
+            whole = response.isclosed() and not response.will_close
+            return response.status, response.headers, data
+        finally:
+            if whole:
+                with self._lock:
+                    self._idle.setdefault(place, []).append(connection)
+            else:
+                connection.close()
 
-    def _connection(self, place: tuple[str, str, int | None]) -> http.client.HTTPConnection:
-        held = self._held()
-        if place not in held:
-            scheme, host, port = place
-            held[place] = (
-                http.client.HTTPSConnection(
-                    host, port, timeout=self._timeout, context=ssl.create_default_context()
-                )
-                if scheme == "https"
-                else http.client.HTTPConnection(host, port, timeout=self._timeout)
-            )
-        return held[place]
+    def _kept(self, place: Place) -> http.client.HTTPConnection:
+        with self._lock:
+            return self._idle[place].pop()
 
-    def _held(self) -> dict[tuple[str, str, int | None], http.client.HTTPConnection]:
-        """This thread's connections."""
-        held: dict[tuple[str, str, int | None], http.client.HTTPConnection]
-        held = self._local.__dict__.setdefault("connections", {})
-        return held
+    def _new(self, place: Place) -> http.client.HTTPConnection:
+        scheme, host, port = place
+        if scheme == "https":
+            context = ssl.create_default_context()
+            return http.client.HTTPSConnection(host, port, timeout=self._timeout, context=context)
+        return http.client.HTTPConnection(host, port, timeout=self._timeout)
 
-    def _forget(self, place: tuple[str, str, int | None]) -> None:
-        connection = self._held().pop(place, None)
-        if connection is not None:
-            connection.close()
+    def close(self) -> None:
+        """Close the connections that are kept."""
+        with self._lock:
+            for connections in self._idle.values():
+                for connection in connections:
+                    connection.close()
+            self._idle.clear()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_lock"):
+            self.close()
+
+
+def _body(response: http.client.HTTPResponse, limit: int) -> bytes:
+    """At most one byte more than `limit`, or the whole answer; as it arrives, so that its time can be limited."""
+    deadline = time.monotonic() + MAX_SECONDS
+    data = bytearray()
+    while len(data) <= limit and not response.isclosed():
+        room = limit + 1 - len(data)
+        if response.chunked:
+            data += response.read1(room)
+        else:  # here `read1` loses count in older Pythons, and `peek` is what has arrived
+            data += response.read(min(max(1, len(response.peek())), room))
+        if time.monotonic() > deadline:
+            raise _TransientError(f"the answer takes more than {MAX_SECONDS:.0f} s")
+    if response.length and len(data) <= limit:
+        raise _TransientError("the answer is cut off")
+    return bytes(data)
 
 
 def _decoded(data: bytes, encoding: str, limit: int, url: str) -> bytes:
