@@ -99,7 +99,7 @@ def run(
     """
     settings = settings or EngineSettings()
     attention = attention or AttentionSettings()
-    reader = LogReader(log.path, [policy.log_key])
+    reader = LogReader(log.source, [policy.log_key])
     verified = None
     if signed is not None:
         registry = Registry.replay(reader.entries(), policy)

@@ -256,7 +256,7 @@ def _generate_with_faults(
         "tokens_per_second": {"undisturbed": quiet.rate, "with faults": faulty.rate},
     }
     stage.say(f"   {quiet.rate:.1f} tokens/s undisturbed, {faulty.rate:.1f} with faults and rollbacks")
-    reader = LogReader(log.path, [policy.log_key])
+    reader = LogReader(log.source, [policy.log_key])
     (stage.out / "receipts").mkdir()
     paths = []
     for index, result in sorted(faulty.results.items()):
@@ -374,7 +374,7 @@ def _revoke(stage: Stage, policy: Policy, signed: bytes, verified: VerifiedAncho
     private = load_private_key(stage.out / "keys/owner.key")
     now = datetime.now(UTC).replace(microsecond=0)
     log.append([revocation_entry(sign_revocation(verified.digest, "the demo is over", now, [private]))])
-    reader = LogReader(log.path, [policy.log_key])
+    reader = LogReader(log.source, [policy.log_key])
     known = verified.digest in Registry.replay(reader.entries(), policy).revoked
     request = GenerationRequest(tuple(stage.model.chat_tokens("Who are you?")), 8)
     refusal = _refusal(

@@ -1,6 +1,7 @@
 """The transparency log: entries to an RFC 9162 tree, its tiles and signed checkpoints, and proofs over them."""
 
 from fieldprint.tlog.checkpoint import Checkpoint
+from fieldprint.tlog.history import Cosign, Cosigned, State
 from fieldprint.tlog.merkle import (
     CompactRange,
     leaf_hash,
@@ -17,16 +18,20 @@ from fieldprint.tlog.proof import LogProof, VerifiedEntry, prove_entry, verify_l
 from fieldprint.tlog.reader import LogReader
 from fieldprint.tlog.storage import Source, Storage, open_source, open_storage
 from fieldprint.tlog.trust import Trust, TrustPolicy, verify_checkpoint, verify_cosignatures
-from fieldprint.tlog.writer import Appended, LogWriter
+from fieldprint.tlog.writer import Appended, LogWriter, Pending
 
 __all__ = [
     "Appended",
     "Checkpoint",
     "CompactRange",
+    "Cosign",
+    "Cosigned",
     "LogProof",
     "LogReader",
     "LogWriter",
+    "Pending",
     "Source",
+    "State",
     "Storage",
     "Trust",
     "TrustPolicy",

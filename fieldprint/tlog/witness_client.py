@@ -52,7 +52,8 @@ class WitnessClient:
             self._https, self._host, self._port = parts.scheme == "https", parts.hostname, parts.port
         except ValueError as error:
             raise FormatError(f"{url[:200]!r} is no URL of a witness: {error}") from error
-        plain = url.isascii() and url.isprintable() and not (parts.query or parts.fragment or parts.username)
+        plain = url.isascii() and url.isprintable() and " " not in url
+        plain = plain and not (parts.query or parts.fragment or parts.username)
         if parts.scheme not in ("http", "https") or not self._host or not plain:
             raise FormatError(f"{url[:200]!r} is no URL of a witness: http(s)://host[:port][/path] is needed")
         self._path = parts.path.rstrip("/") + "/add-checkpoint"
@@ -163,6 +164,9 @@ class WitnessClient:
                 raise LogError(f"{self.url} answers with more than {MAX_ANSWER_SIZE} bytes")
             if connection.sock is not None:
                 connection.sock.settimeout(_left(deadline))
+        if response.length:
+            raise http.client.IncompleteRead(answer, response.length)
+        response.close()  # the connection stays
         return response.status, answer
 
 
@@ -182,22 +186,22 @@ def _left(deadline: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Cosigned:
-    """What the witnesses said: valid cosignature lines (newline included), whether they are the quorum, who failed."""
+    """What the witnesses said: valid cosignatures, whether they are the quorum, and by URL who failed and why."""
 
     signatures: tuple[NoteSignature, ...]
-    met: bool
+    quorum: bool
     failures: Mapping[str, str]
 
     @property
-    def lines(self) -> list[bytes]:
+    def lines(self) -> bytes:
         """The signature lines, to be put behind the checkpoint's own."""
-        return [signature.line.encode() for signature in self.signatures]
+        return "".join(signature.line for signature in self.signatures).encode()
 
 
 class WitnessQuorum:
     """The witnesses of a trust policy that have a URL, asked side by side.
 
-    An instance is what a log's writer calls before it publishes: note and proofs to cosignature lines.
+    An instance is what a log's writer calls before it publishes a checkpoint.
 
     Args:
         trust: witnesses, and the quorum.
@@ -222,24 +226,26 @@ class WitnessQuorum:
         self._deadline, self._grace = deadline, grace
         self._clients = [WitnessClient(url, keys, timeout=deadline) for url, keys in by_url.items()]
 
-    def __call__(self, signed: bytes, proofs: Proofs) -> list[bytes]:
-        """The cosignature lines of `gather`; fewer than the quorum, if it is not met."""
-        return self.gather(signed, proofs).lines
-
-    def gather(self, signed: bytes, proofs: Proofs) -> Cosigned:
+    def __call__(self, signed: bytes, proofs: Proofs) -> Cosigned:
         """Ask all witnesses at once; ends when all answered, at the deadline, or soon after the quorum is met.
 
         Args:
             signed: the checkpoint's note, signed by its log.
-            proofs: old size to consistency proof; called from several threads.
+            proofs: old size to consistency proof; called from several threads, one at a time.
         """
+        turn = threading.Lock()
+
+        def prove(old_size: int) -> Sequence[bytes]:
+            with turn:
+                return proofs(old_size)
+
         answers: queue.SimpleQueue[tuple[WitnessClient, tuple[NoteSignature, ...] | str]] = (
             queue.SimpleQueue()
         )
 
         def ask(client: WitnessClient) -> None:
             try:
-                answers.put((client, client.add_checkpoint(signed, proofs)))
+                answers.put((client, client.add_checkpoint(signed, prove)))
             except FieldprintError as error:
                 answers.put((client, str(error)))
             except Exception as error:  # a witness's or a proof's fault must not keep the others waiting

@@ -1,44 +1,102 @@
-"""Writing a log's folder: entries become durable, then covered by a signed checkpoint, then acknowledged.
+"""Writing a log: threads hand entries over, one thread makes batches of them and extends the history.
 
     folder/checkpoint             the signed note, replaced last by rename
     folder/tile/0/000.p/5         hashes
     folder/tile/entries/000.p/5   entries
     folder/.lock                  held by the writer, by flock, as long as it lives
+    folder.last-signed            beside the folder: the last signed checkpoint, an SQLite file
 
 Nothing that a published checkpoint covers is ever changed: full tiles never, partial tiles are new files.
 """
 
-import errno
 import fcntl
 import os
 import threading
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
-from fieldprint.errors import (
-    CapacityError,
-    FieldprintError,
-    FormatError,
-    LogError,
-    LogLockedError,
-    VerificationError,
-)
-from fieldprint.note import NoteSigner, sign_note
-from fieldprint.tlog import merkle
-from fieldprint.tlog.checkpoint import Checkpoint
-from fieldprint.tlog.reader import LogReader
-from fieldprint.tlog.tile import HEIGHT, MAX_ENTRY_SIZE, WIDTH, bundle_path, encode_bundle, tile_path
+from fieldprint.errors import FieldprintError, LogError, LogLockedError
+from fieldprint.note import NoteSigner
+from fieldprint.tlog.history import Cosign, History, State
+from fieldprint.tlog.last_signed import LastSigned
+from fieldprint.tlog.storage import Source, Storage, open_storage
+from fieldprint.tlog.tile import MAX_ENTRY_SIZE
 
 
 @dataclass(frozen=True, slots=True)
 class Appended:
-    """Where a batch is in the log, and the checkpoint that covers it."""
+    """Where entries are in the log, and the checkpoint that covers them."""
 
     first_index: int
     tree_size: int
     checkpoint: bytes
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Entries that go into the log together; `changed` shares the writer's lock."""
+
+    changed: threading.Condition
+    opened: float = 0.0
+    entries: list[bytes] = field(default_factory=list)
+    urgent: bool = False
+    first_index: int = 0
+    state: State = State.WAITING
+    checkpoint: bytes = b""
+    error: BaseException | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether its state will not change any more."""
+        return self.error is not None or self.state >= State.PUBLISHED
+
+
+class Pending:
+    """Entries on their way into the log."""
+
+    __slots__ = ("_batch", "_count", "_offset")
+
+    def __init__(self, batch: _Batch, offset: int, count: int) -> None:
+        self._batch = batch
+        self._offset = offset
+        self._count = count
+
+    @property
+    def state(self) -> State:
+        """How far they have come."""
+        return self._batch.state
+
+    def wait(self, state: State = State.PUBLISHED, timeout: float | None = None) -> Appended:
+        """Where they are, once they have come to `state`; by default a published checkpoint covers them then.
+
+        Before PUBLISHED the result says where they will be if nothing fails, with an empty checkpoint.
+
+        Raises:
+            CapacityError: the disk is full. LogError: another failure, or the witnesses were not enough for
+                WITNESSED. Entries that failed are not acknowledged; they may be in the log all the same.
+            TimeoutError: `timeout` seconds are over.
+        """
+        batch = self._batch
+        with batch.changed:
+            if not batch.changed.wait_for(lambda: batch.over or batch.state >= state, timeout):
+                raise TimeoutError(f"the entries are {batch.state.name.lower()} and not {state.name.lower()}")
+        if batch.state < state:
+            if batch.error is None:
+                raise LogError(
+                    "the checkpoint is published without the cosignatures that the policy asks for",
+                    remedy="Ask the witnesses later; the entries are in the log",
+                )
+            if isinstance(batch.error, FieldprintError):
+                raise type(batch.error)(batch.error.what, remedy=batch.error.remedy) from batch.error
+            raise LogError(
+                f"the log's writer failed: {batch.error!r}", remedy="Open the log again"
+            ) from batch.error
+        first = batch.first_index + self._offset
+        return Appended(first, batch.first_index + len(batch.entries), batch.checkpoint)
 
 
 class LogWriter:
@@ -48,67 +106,89 @@ class LogWriter:
         log.append([b"entry"])
     """
 
-    def __init__(self, path: Path, signer: NoteSigner, *, create: bool = False) -> None:
-        self.path = path
-        self._signer = signer
-        self._closed = True
-        self._turn = threading.Lock()  # one batch at a time, and no end of the lock in the middle of one
-        if not (path / "checkpoint").exists():
-            if not create:
-                raise LogError(f"{path} holds no log", remedy="Create it first")
-            if (path / "tile").exists():
-                raise LogError(
-                    f"{path} holds tiles and no checkpoint; a new log here would be a second history",
-                    remedy="Restore the checkpoint, or choose an empty folder",
-                )
-        with _disk_errors(path):
-            if not path.exists():
-                path.mkdir(parents=True)
-                _sync_folder(path.absolute().parent)
-            self._lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._lock)
-            raise LogLockedError(
-                f"another process writes the log {path}", remedy="Let it end, or use a log of your own"
-            ) from None
-        self._closed = False
-        try:
-            self._open()
-        except BaseException:
-            self.close()
-            raise
+    def __init__(
+        self,
+        place: Path | str | Storage,
+        signer: NoteSigner,
+        *,
+        create: bool = False,
+        adopt: bool = False,
+        last_signed: Path | None = None,
+        max_delay: float = 0.2,
+        max_entries: int = 256,
+        max_waiting: int = 65_536,
+        cosign: Cosign | None = None,
+    ) -> None:
+        """Lock the log, take up its history and start the writer's thread.
 
-    def _open(self) -> None:
-        """Take up the tree where the checkpoint left it, or publish an empty one."""
-        self._tail: list[bytes] = []  # entries of the last, partial bundle
-        self._levels: list[list[bytes]] = [[]]  # hashes of the last, partial tile of each level
-        self._size = 0
-        if not (self.path / "checkpoint").exists():
-            self._publish(0, [], [[]])
-            return
-        reader = LogReader(self.path, [self._signer.verifier_key])
-        checkpoint = reader.checkpoint()
-        if checkpoint.origin != self._signer.name:
-            raise VerificationError(2, f"the log is of {checkpoint.origin}, the key of {self._signer.name}")
-        self._size = checkpoint.tree_size
-        self._signed = reader.signed_checkpoint()
+        Args:
+            place: the log's folder, or the URL of an object store.
+            create: begin an empty log, if there is none.
+            adopt: believe the checkpoint that lies in the log, if `last_signed` knows none of it.
+            last_signed: the file that remembers the last signed checkpoint. By default `FOLDER.last-signed` beside
+                the folder, which is enough against a folder that was restored from an old copy. Put it on another
+                disk, so that restoring one disk cannot bring both back.
+            max_delay: seconds that the first entry of a batch waits for others, by a clock that never goes back.
+            max_entries: a batch goes as soon as it has that many. While one is on its way the next may grow beyond.
+            max_waiting: `submit` waits while that many entries do.
+            cosign: asks witnesses, before a checkpoint is published.
+
+        Raises:
+            LogLockedError: another writer holds the log.
+            LogError: it is not what was signed last, there is none, or it cannot be read or written.
+        """
+        self._storage = open_storage(place) if isinstance(place, Path | str) else place
+        self._signer = signer
+        self._max_delay, self._max_entries, self._max_waiting = max_delay, max_entries, max_waiting
+        lock_file = self._storage.lock_file
+        if last_signed is None:
+            if lock_file is None:
+                raise ValueError("a log in an object store needs last_signed, a file on this machine")
+            folder = lock_file.absolute().parent
+            last_signed = folder.with_name(folder.name + ".last-signed")
+        if create:
+            self._storage.create()
+        elif lock_file is not None and not lock_file.parent.exists():
+            raise LogError(f"{self._storage.place} holds no log", remedy="Create it first")
+        self._lock = _lock(
+            lock_file or last_signed.with_name(last_signed.name + ".lock"), self._storage.place
+        )
         try:
-            self._levels = [list(hashes) for hashes in reader.edge()] or [[]]
-            self._tail = list(reader.entries(self._size // WIDTH * WIDTH))
-        except FormatError as error:
-            raise LogError(error.what, remedy="Restore the log's folder") from error
+            self._record = LastSigned(last_signed)
+        except BaseException:
+            os.close(self._lock)
+            raise
+        try:
+            self._history = History(
+                self._storage, signer, self._record, create=create, adopt=adopt, cosign=cosign
+            )
+        except BaseException:
+            self._record.close()
+            os.close(self._lock)
+            raise
+        self._turn = threading.Lock()  # over the gathering batch and every batch's state
+        self._wake = threading.Condition(self._turn)
+        self._room = threading.Condition(self._turn)
+        self._gathering = self._new_batch()
+        self._closing = False
+        self._failed: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="fieldprint-log-writer", daemon=True)
+        self._thread.start()
+
+    @property
+    def source(self) -> Source:
+        """Where the log can be read."""
+        return self._storage
 
     @property
     def tree_size(self) -> int:
         """Entries that a published checkpoint covers."""
-        return self._size
+        return self._history.tree_size
 
     @property
     def checkpoint(self) -> bytes:
         """The last published checkpoint, a signed note."""
-        return self._signed
+        return self._history.checkpoint
 
     @property
     def verifier_key(self) -> str:
@@ -118,79 +198,120 @@ class LogWriter:
     def append(self, entries: Sequence[bytes]) -> Appended:
         """Put `entries` behind the others; returns when they are durable and a published checkpoint covers them.
 
+        It does not wait for company: the batch goes at once, or when the one on its way is done.
+
         Raises:
             ValueError: an entry is longer than 65,535 bytes; nothing was appended.
             CapacityError: the disk is full. LogError: another failure of the disk. In both cases the last published
                 checkpoint stays valid and the writer can be used again.
         """
-        with self._turn:
-            return self._append(entries)
+        return self.submit(entries, urgent=True).wait()
 
-    def _append(self, entries: Sequence[bytes]) -> Appended:
-        if self._closed:
-            raise LogError("the log is closed")
+    def submit(self, entries: Sequence[bytes], *, urgent: bool = False) -> Pending:
+        """Hand `entries` over; they stay together and in order. Returns at once, or when there is room.
+
+        Args:
+            entries: each of at most 65,535 bytes.
+            urgent: do not wait for other entries.
+
+        Raises:
+            ValueError: an entry is longer; nothing was handed over.
+            LogError: the log is closed.
+        """
         if any(len(entry) > MAX_ENTRY_SIZE for entry in entries):
             raise ValueError(f"an entry has more than {MAX_ENTRY_SIZE} bytes")
-        if not entries:
-            return Appended(self._size, self._size, self._signed)
-        first = self._size
-        tail, levels = list(self._tail), [list(level) for level in self._levels]
-        with _disk_errors(self.path):
-            written = self._write_tiles(entries, tail, levels)
-            folders = {
-                folder for path in written for folder in path.parents if folder.is_relative_to(self.path)
-            }
-            for folder in sorted(folders):
-                _sync_folder(folder)
-        self._publish(first + len(entries), tail, levels)
-        return Appended(first, self._size, self._signed)
+        with self._turn:
+            while not self._closing and self._failed is None and self._full(len(entries)):
+                self._room.wait()
+            if self._failed is not None:
+                raise LogError(
+                    f"the log's writer failed: {self._failed!r}", remedy="Open the log again"
+                ) from self._failed
+            if self._closing:
+                raise LogError("the log is closed")
+            if not entries:
+                return self._nothing()
+            batch = self._gathering
+            pending = Pending(batch, len(batch.entries), len(entries))
+            if not batch.entries:
+                batch.opened = time.monotonic()
+            first, batch.urgent = not batch.entries, batch.urgent or urgent
+            batch.entries.extend(entries)
+            if first or batch.urgent or len(batch.entries) >= self._max_entries:
+                self._wake.notify()
+            return pending
 
-    def _write_tiles(
-        self, entries: Sequence[bytes], tail: list[bytes], levels: list[list[bytes]]
-    ) -> list[Path]:
-        """Write the bundles and tiles that `entries` complete or begin; `tail` and `levels` become the new edge."""
-        files: dict[str, bytes] = {}
-        size = self._size
-        for entry in entries:
-            tail.append(entry)
-            size += 1
-            if len(tail) == WIDTH:
-                files[bundle_path(size // WIDTH - 1)] = encode_bundle(tail)
-                tail.clear()
-            level, value, count = 0, merkle.leaf_hash(entry), size
+    def _full(self, count: int) -> bool:
+        waiting = len(self._gathering.entries)
+        return waiting > 0 and waiting + count > self._max_waiting
+
+    def _nothing(self) -> Pending:
+        """No entries, and where they are: behind the others."""
+        batch = self._new_batch()
+        batch.first_index, batch.state, batch.checkpoint = self.tree_size, State.PUBLISHED, self.checkpoint
+        return Pending(batch, 0, 0)
+
+    def _new_batch(self) -> _Batch:
+        return _Batch(threading.Condition(self._turn))
+
+    def _work(self) -> None:
+        """The thread: one batch after the other, until the writer closes and none is left."""
+        while (batch := self._next()) is not None:
+            try:
+                self._history.settle()
+                batch.first_index = self._history.tree_size
+                self._reached(batch, State.SEQUENCED)
+                self._history.extend(batch.entries, partial(self._reached, batch))
+            except FieldprintError as error:
+                self._fail(batch, error)
+            except BaseException as error:  # a bug, or no memory: nothing more is promised
+                with self._turn:
+                    self._failed = error
+                    left, self._gathering = self._gathering, self._new_batch()
+                    self._room.notify_all()
+                self._fail(batch, error)
+                self._fail(left, error)
+                return
+
+    def _next(self) -> _Batch | None:
+        """The gathering batch, as soon as it is due; None when the writer closes and nothing is left."""
+        with self._turn:
             while True:
-                if level == len(levels):
-                    levels.append([])
-                levels[level].append(value)
-                if len(levels[level]) < WIDTH:
-                    break
-                files[tile_path(level, count // WIDTH - 1)] = b"".join(levels[level])
-                value = merkle.fold(levels[level])
-                levels[level] = []
-                level, count = level + 1, count // WIDTH
-        if tail:
-            files[bundle_path(size // WIDTH, len(tail))] = encode_bundle(tail)
-        for level, hashes in enumerate(levels):
-            if hashes:
-                files[tile_path(level, (size >> (HEIGHT * level)) // WIDTH, len(hashes))] = b"".join(hashes)
-        return [_write(self.path / name, data) for name, data in files.items()]
+                batch = self._gathering
+                if batch.entries:
+                    left = batch.opened + self._max_delay - time.monotonic()
+                    if self._closing or batch.urgent or len(batch.entries) >= self._max_entries or left <= 0:
+                        self._gathering = self._new_batch()
+                        self._room.notify_all()
+                        return batch
+                    self._wake.wait(left)
+                elif self._closing:
+                    return None
+                else:
+                    self._wake.wait()
 
-    def _publish(self, size: int, tail: list[bytes], levels: list[list[bytes]]) -> None:
-        root = merkle.edge_root(levels)
-        signed = sign_note(Checkpoint(self._signer.name, size, root).to_text(), [self._signer])
-        with _disk_errors(self.path):
-            _write(self.path / "checkpoint", signed)
-        # From here on the checkpoint can be read, even if the folder's sync fails: the next batch goes behind it.
-        self._size, self._signed, self._tail, self._levels = size, signed, tail, levels
-        with _disk_errors(self.path):
-            _sync_folder(self.path)
+    def _reached(self, batch: _Batch, state: State) -> None:
+        with self._turn:
+            if state >= State.PUBLISHED:
+                batch.checkpoint = self._history.checkpoint
+            batch.state = state
+            batch.changed.notify_all()
+
+    def _fail(self, batch: _Batch, error: BaseException) -> None:
+        with self._turn:
+            batch.error = error
+            batch.changed.notify_all()
 
     def close(self) -> None:
-        """Give the lock back, once the batch in hand is done."""
+        """Publish what was handed over, end the thread and give the lock back."""
         with self._turn:
-            if not self._closed:
-                self._closed = True
-                os.close(self._lock)
+            first, self._closing = not self._closing, True
+            self._wake.notify_all()
+            self._room.notify_all()
+        self._thread.join()
+        if first:
+            self._record.close()
+            os.close(self._lock)
 
     def __enter__(self) -> "LogWriter":
         return self
@@ -201,50 +322,20 @@ class LogWriter:
         self.close()
 
 
-class _disk_errors:  # noqa: N801  reads as a phrase where it is used
-    """Turns OSError into CapacityError (no room) or LogError."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if not isinstance(error, OSError):
-            return
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        raised: type[FieldprintError] = CapacityError if full else LogError
-        raise raised(
-            f"the log {self.path} cannot be written: {error.strerror}",
-            remedy="Free disk space; what was acknowledged is still there" if full else "Check the folder",
+def _lock(path: Path, place: str) -> int:
+    """The descriptor of the locked file; the lock ends with it, or with the process."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise LogError(
+            f"the log {place} cannot be written: {error.strerror}", remedy="Check the folder"
         ) from error
-
-
-def _write(path: Path, data: bytes) -> Path:
-    """Write a file whole or not at all, durable before it gets its name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     try:
-        left = memoryview(data)
-        while left:
-            left = left[os.write(descriptor, left) :]
-        os.fsync(descriptor)
-    except BaseException:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
         os.close(descriptor)
-        part.unlink(missing_ok=True)
-        raise
-    os.close(descriptor)
-    os.replace(part, path)
-    return path
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        raise LogLockedError(
+            f"another process writes the log {place}", remedy="Let it end, or use a log of your own"
+        ) from None
+    return descriptor
