@@ -114,7 +114,7 @@ def _writer(folder: Path, log_key: Path) -> "LogWriter":
 
 
 def _witness(key: Path | None, name: str, policy: Path | None, state: Path | None) -> "Witness | None":
-    from fieldprint.anchor import load_private_key
+    from fieldprint.anchor.keys import load_cosigner_key
     from fieldprint.note import Cosigner
     from fieldprint.tlog import TrustPolicy
     from fieldprint.tlog.witness import Witness, WitnessState
@@ -126,4 +126,4 @@ def _witness(key: Path | None, name: str, policy: Path | None, state: Path | Non
     logs = TrustPolicy.from_bytes(read_input(policy)).log_keys
     if not logs:
         raise typer.BadParameter(f"{printable(str(policy))} names no log that could be cosigned")
-    return Witness([Cosigner(name, load_private_key(key))], logs, WitnessState(state))
+    return Witness([Cosigner(name, load_cosigner_key(key))], logs, WitnessState(state))

@@ -198,7 +198,8 @@ class LogAudit:
             AuditError: check 4 or 5 failed; `place` says where. LogError: the log cannot be read at the moment.
         """
         size = self.checkpoint.tree_size
-        numbers = range(self.position // WIDTH, -(-size // WIDTH))
+        first = self.position // WIDTH if self.position < size else -(-size // WIDTH)
+        numbers = range(first, -(-size // WIDTH))
         names = itertools.chain.from_iterable(
             (bundle_path(n, min(WIDTH, size - n * WIDTH)), tile_path(0, n))
             if size - n * WIDTH >= WIDTH
