@@ -3,7 +3,7 @@
 Each case is a folder:
 
     FOLDER/good/case.json        what is claimed; bytes are base64
-    FOLDER/good/log/             the log, as a static server would serve it
+    FOLDER/good/log/             the log, as a static server would serve it; an Ed25519 and an ML-DSA-44 witness cosigned
     FOLDER/good/old.checkpoint   a signed checkpoint of the first 300 entries
     FOLDER/good/entry            the bytes of entry 433
     FOLDER/good/vkey             the log's verifier key
@@ -21,13 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
 
-from fieldprint.note import NoteSigner, sign_note
+from fieldprint.note import Cosigner, NoteSigner, sign_note, signature_line
 from fieldprint.tlog import Checkpoint, LogProof, LogReader, LogWriter
 from fieldprint.tlog.tile import bundle_path, tile_path
 
 ORIGIN = "interop.example/log"
 SIZE, OLD_SIZE, INDEX = 600, 300, 433
+COSIGNED_AT = 1_800_000_000
 Case = dict[str, Any]
 
 
@@ -44,11 +46,18 @@ def good(folder: Path) -> Case:
         log.append(entries[OLD_SIZE:])
     (folder / "log/.lock").unlink()
     reader = LogReader(folder / "log", [signer.verifier_key])
+    head = reader.checkpoint().to_text()
+    cosigners = (
+        Cosigner("interop.example/north", Ed25519PrivateKey.from_private_bytes(bytes(range(2, 34)))),
+        Cosigner("interop.example/lattice", MLDSA44PrivateKey.from_seed_bytes(bytes(range(3, 35)))),
+    )
+    lines = [signature_line(c.name, c.cosign(head.encode(), COSIGNED_AT)) for c in cosigners]
     return {
         "vkey": str(signer.verifier_key),
+        "witnesses": [str(cosigner.verifier_key) for cosigner in cosigners],
         "public_key": text(signer.verifier_key.public_bytes),
         "origin": ORIGIN,
-        "checkpoint": reader.signed_checkpoint().decode(),
+        "checkpoint": reader.signed_checkpoint().decode() + "".join(lines),
         "size": SIZE,
         "root": text(reader.checkpoint().root_hash),
         "index": INDEX,
@@ -72,9 +81,13 @@ def _note(case: Case, change: Callable[[str], str]) -> None:
     case["checkpoint"] = change(case["checkpoint"])
 
 
-def _signature(note: str) -> str:
-    head, _, signature = note.rstrip("\n").rpartition(" ")
-    return f"{head} {flipped(signature, 40)}\n"
+def _signature(note: str, line: int, position: int) -> str:
+    """The note with one bit changed in its signature line `line`."""
+    text, _, block = note.partition("\n\n")
+    lines = block.splitlines()
+    head, _, signature = lines[line].rpartition(" ")
+    lines[line] = f"{head} {flipped(signature, position)}"
+    return f"{text}\n\n" + "".join(line + "\n" for line in lines)
 
 
 def _stranger(_: str) -> str:
@@ -91,7 +104,7 @@ class Change:
     """One thing that is changed, and the check of a client that must notice."""
 
     name: str
-    check: str  # checkpoint, inclusion, consistency or tiles
+    check: str  # checkpoint, cosignature, ml-dsa, inclusion, consistency, tiles or entries
     to_case: Callable[[Case], None] = lambda case: None
     file: str = ""  # a file of the log in which one bit is changed
     position: int = 0
@@ -102,8 +115,12 @@ CHANGES = (
         "the checkpoint's root", "checkpoint", lambda c: _note(c, lambda n: n.replace(c["root"], flipped(c["root"])))
     ),
     Change("the checkpoint's size", "checkpoint", lambda c: _note(c, lambda n: n.replace("\n600\n", "\n601\n"))),
-    Change("the checkpoint's signature", "checkpoint", lambda c: _note(c, _signature)),
+    Change("the checkpoint's signature", "checkpoint", lambda c: _note(c, lambda n: _signature(n, 0, 40))),
     Change("the checkpoint signed by a stranger", "checkpoint", lambda c: _note(c, _stranger)),
+    Change("a cosignature", "cosignature", lambda c: _note(c, lambda n: _signature(n, 1, 40))),
+    Change("a cosignature's time", "cosignature", lambda c: _note(c, lambda n: _signature(n, 1, 11))),
+    Change("an ML-DSA-44 cosignature", "ml-dsa", lambda c: _note(c, lambda n: _signature(n, 2, 400))),
+    Change("an ML-DSA-44 cosignature's time", "ml-dsa", lambda c: _note(c, lambda n: _signature(n, 2, 11))),
     Change("the entry", "inclusion", lambda c: c.update(leaf=flipped(c["leaf"]))),
     Change("the index", "inclusion", lambda c: c.update(index=INDEX - 1)),
     Change("a hash of the inclusion proof", "inclusion", lambda c: _list(c, "proof", lambda p: [flipped(p[0]), *p[1:]])),

@@ -136,16 +136,22 @@ CLIENTS = (
         frozenset({"checkpoint", "inclusion"}),
         "sigstore_client.py",
     ),
-    Client("aics-tlog", ("aics-tlog==0.2.1",), install_python, EVERYTHING, "aics_client.py"),
+    Client(
+        "aics-tlog", ("aics-tlog==0.2.1",), install_python, EVERYTHING | {"cosignature"}, "aics_client.py"
+    ),
     Client(
         "proofbundle",
         ("proofbundle==6.3.1",),
         install_python,
-        frozenset({"checkpoint", "inclusion"}),
+        frozenset({"checkpoint", "cosignature", "ml-dsa", "inclusion"}),
         "proofbundle_client.py",
     ),
     Client(
-        "tlog-scales", ("tlog-scales==0.0.3",), install_python, EVERYTHING | {"entries"}, "scales_client.py"
+        "tlog-scales",
+        ("tlog-scales==0.0.3",),
+        install_python,
+        EVERYTHING | {"cosignature", "ml-dsa", "entries"},
+        "scales_client.py",
     ),
 )
 

@@ -18,6 +18,9 @@ for argument in sys.argv[1:]:
         case["vkey"],
         "--expected-origin",
         case["origin"],
+        "--threshold",
+        "2",
+        *(part for witness in case["witnesses"] for part in ("--witness-vkey", witness)),
     ]
     done = subprocess.run(command, capture_output=True, text=True)
     said = (done.stdout + done.stderr).strip() or "refused"

@@ -13,7 +13,7 @@ from typing import Any
 from tlog_scales import tiles
 from tlog_scales.backend import LocalBackend
 from tlog_scales.reader import TilesReader
-from tlog_scales.signing import Vkey
+from tlog_scales.signing import Vkey, VkeySet
 from tlog_scales.tlog import Checkpoint, ConsistencyProof, InclusionProof
 
 
@@ -22,6 +22,9 @@ def verify(folder: Path, case: dict[str, Any]) -> None:
     reader = TilesReader(LocalBackend(folder / "log"))
     checkpoint = reader.get_checkpoint()
     checkpoint.verify(Vkey.from_string(case["vkey"]))
+    witnesses = VkeySet(*map(Vkey.from_string, case["witnesses"]))
+    if len(witnesses.verify(checkpoint.signatures, checkpoint)) != 2:
+        raise ValueError("a cosignature is not valid")
     old = Checkpoint.from_text((folder / "old.checkpoint").read_text())
     old.verify(Vkey.from_string(case["vkey"]))
     index, size, leaf = case["index"], checkpoint.size, tiles.leaf_hash(raw(case["leaf"]))

@@ -7,8 +7,17 @@ from pathlib import Path
 import pytest
 
 from fieldprint.errors import FieldprintError
-from fieldprint.note import VerifierKey, verify_note
-from fieldprint.tlog import Checkpoint, LogReader, leaf_hash, verify_consistency, verify_inclusion
+from fieldprint.note import COSIGNATURES, VerifierKey, verify_note
+from fieldprint.tlog import (
+    Checkpoint,
+    LogReader,
+    TrustPolicy,
+    leaf_hash,
+    verify_consistency,
+    verify_cosignatures,
+    verify_inclusion,
+)
+from fieldprint.tlog.trust import Group, KnownLog, KnownWitness
 from tests.interop.__main__ import examine
 from tests.interop.cases import CHANGES, INDEX, OLD_SIZE, write_cases
 from tests.interop.clients import CLIENTS, Client
@@ -26,6 +35,12 @@ def judge(folder: Path) -> None:
     case = json.loads((folder / "case.json").read_text())
     key = VerifierKey.parse(case["vkey"])
     checkpoint = Checkpoint.from_text(verify_note(case["checkpoint"].encode(), [key]))
+    witnesses = tuple(
+        KnownWitness(f"w{i}", VerifierKey.parse(text, COSIGNATURES))
+        for i, text in enumerate(case["witnesses"])
+    )
+    both = TrustPolicy((KnownLog(key),), witnesses, (Group("both", 2, ("w0", "w1")),), "both")
+    verify_cosignatures(case["checkpoint"].encode(), both)
     proof, grown = ([raw(h) for h in case[name]] for name in ("proof", "consistency"))
     leaf = leaf_hash(raw(case["leaf"]))
     verify_inclusion(leaf, case["index"], checkpoint.tree_size, proof, checkpoint.root_hash)
