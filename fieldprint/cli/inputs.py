@@ -1,5 +1,6 @@
 """Opening what options name: files, policies, logs, models."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from fieldprint.adapters.transformers import LoadedModel
     from fieldprint.anchor import Policy
     from fieldprint.registry import Registry
-    from fieldprint.tlog import LogReader, LogWriter
+    from fieldprint.tlog import LogReader, LogWriter, TrustPolicy
 
 
 def read_input(path: Path) -> bytes:
@@ -38,6 +39,16 @@ def open_policy(path: Path) -> "Policy":
     from fieldprint.anchor import Policy
 
     return Policy.from_bytes(read_input(path))
+
+
+def open_trust(path: Path) -> "Policy | TrustPolicy":
+    """A policy, or a C2SP trust policy, which begins with a line of its own: no TOML line has these words."""
+    from fieldprint.tlog import TrustPolicy
+
+    data = read_input(path)
+    if re.match(rb"(?:[ \t]*(?:#[^\n]*)?\n)*[ \t]*(?:log|witness|group|quorum)[ \t]+[^ \t=]", data):
+        return TrustPolicy.from_bytes(data)
+    return open_policy(path)
 
 
 def open_reader(folder: Path, policy: "Policy") -> "LogReader":

@@ -20,6 +20,7 @@ from fieldprint.errors import FieldprintError, FormatError, LogError, Verificati
 from fieldprint.note import NoteSignature, VerifierKey, parse_note, verify_signatures
 from fieldprint.note.signature import parse_size
 from fieldprint.tlog.checkpoint import Checkpoint
+from fieldprint.tlog.history import Cosigned
 from fieldprint.tlog.trust import TrustPolicy
 from fieldprint.tlog.witness import AddCheckpoint
 
@@ -185,17 +186,19 @@ def _left(deadline: float) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Cosigned:
-    """What the witnesses said: valid cosignatures, whether they are the quorum, and by URL who failed and why."""
+class Answers(Cosigned):
+    """What the witnesses said: lines and quorum, the valid cosignatures, and by URL who failed and why."""
 
     signatures: tuple[NoteSignature, ...]
-    quorum: bool
     failures: Mapping[str, str]
 
-    @property
-    def lines(self) -> bytes:
-        """The signature lines, to be put behind the checkpoint's own."""
-        return "".join(signature.line for signature in self.signatures).encode()
+
+def with_cosignatures(note: bytes, found: Sequence[NoteSignature]) -> bytes:
+    """The note with these cosignatures on it; an older one by the same key goes, since a key signs a note once."""
+    parsed = parse_note(note)
+    keys = {(signature.key.name, signature.key.key_id) for signature in found}
+    kept = [line for line, name, data in parsed.signatures if (name, data[:4]) not in keys]
+    return "".join([parsed.text, "\n", *kept, *(signature.line for signature in found)]).encode()
 
 
 class WitnessQuorum:
@@ -226,18 +229,18 @@ class WitnessQuorum:
         self._deadline, self._grace = deadline, grace
         self._clients = [WitnessClient(url, keys, timeout=deadline) for url, keys in by_url.items()]
 
-    def __call__(self, signed: bytes, proofs: Proofs) -> Cosigned:
+    def __call__(self, signed: bytes, prove: Proofs) -> Answers:
         """Ask all witnesses at once; ends when all answered, at the deadline, or soon after the quorum is met.
 
         Args:
             signed: the checkpoint's note, signed by its log.
-            proofs: old size to consistency proof; called from several threads, one at a time.
+            prove: old size to consistency proof; called from several threads, one at a time.
         """
         turn = threading.Lock()
 
-        def prove(old_size: int) -> Sequence[bytes]:
+        def proofs(old_size: int) -> Sequence[bytes]:
             with turn:
-                return proofs(old_size)
+                return prove(old_size)
 
         answers: queue.SimpleQueue[tuple[WitnessClient, tuple[NoteSignature, ...] | str]] = (
             queue.SimpleQueue()
@@ -245,7 +248,7 @@ class WitnessQuorum:
 
         def ask(client: WitnessClient) -> None:
             try:
-                answers.put((client, client.add_checkpoint(signed, prove)))
+                answers.put((client, client.add_checkpoint(signed, proofs)))
             except FieldprintError as error:
                 answers.put((client, str(error)))
             except Exception as error:  # a witness's or a proof's fault must not keep the others waiting
@@ -273,7 +276,8 @@ class WitnessQuorum:
         for url, client in waiting.items():
             client.close()
             failures[url] = f"{url} did not answer in time"
-        return Cosigned(tuple(found), met, failures)
+        lines = "".join(signature.line for signature in found).encode()
+        return Answers(lines, met, tuple(found), failures)
 
     def close(self) -> None:
         """Close all connections."""

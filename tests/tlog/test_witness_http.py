@@ -14,12 +14,19 @@ import pytest
 
 from fieldprint.errors import FormatError, LogError
 from fieldprint.note import Cosigner, VerifierKey, verify_signatures
-from fieldprint.tlog import TrustPolicy, verify_cosignatures
+from fieldprint.tlog import (
+    LogReader,
+    LogWriter,
+    TrustPolicy,
+    prove_entry,
+    verify_cosignatures,
+    verify_log_proof,
+)
 from fieldprint.tlog.trust import KnownWitness
 from fieldprint.tlog.witness import MAX_REQUEST_SIZE, AddCheckpoint, Witness, WitnessState
-from fieldprint.tlog.witness_client import WitnessClient, WitnessQuorum
+from fieldprint.tlog.witness_client import WitnessClient, WitnessQuorum, with_cosignatures
 from fieldprint.tlog.witness_server import WitnessServer, answer
-from tests.witnessing import EAST, LOG, NORTH, ORIGIN, SOUTH, consistency, head, latticed, signed, trust
+from tests.witnessing import EAST, LOG, NORTH, ORIGIN, SOUTH, TIME, consistency, head, latticed, signed, trust
 
 Proofs = Callable[[int], list[bytes]]
 Connect = Callable[..., WitnessClient]
@@ -374,6 +381,31 @@ def test_several_witnesses_are_asked_side_by_side(tmp_path: Path) -> None:
             assert found.quorum and not found.failures and len(found.signatures) == 3
             verify_cosignatures(note + found.lines, policy)
         ask.close()
+
+
+def test_a_new_cosignature_replaces_the_older_one_by_its_key() -> None:
+    keys = [LOG.verifier_key, NORTH.verifier_key, SOUTH.verifier_key]
+    old = verify_signatures(signed(head(5), NORTH, SOUTH), keys)
+    newer = verify_signatures(signed(head(5), NORTH, time=TIME + 1), [NORTH.verifier_key]).signatures
+    found = verify_signatures(with_cosignatures(signed(head(5), NORTH, SOUTH), newer), keys).signatures
+    assert found == (old.signatures[0], old.signatures[2], *newer)
+    assert with_cosignatures(signed(head(5)), old.signatures[1:]) == signed(head(5), NORTH, SOUTH)
+
+
+def test_the_writer_publishes_what_its_witnesses_cosigned(tmp_path: Path) -> None:
+    """The log's writer with a real witness behind it: states, checkpoint and proof."""
+    with serving(tmp_path / "n.db", NORTH) as north:
+        policy = trust(NORTH, urls=(north.url,))
+        ask = WitnessQuorum(policy)
+        with LogWriter(tmp_path / "log", LOG, create=True, cosign=ask) as log:
+            for number in range(3):
+                log.append([b"entry %d" % number])
+        ask.close()
+        latest = north.witness.state.latest(ORIGIN)
+    assert latest is not None and latest.tree_size == 3
+    proof = prove_entry(LogReader(tmp_path / "log", [LOG.verifier_key]), 1)
+    verified = verify_log_proof(proof.to_bytes(), policy, b"entry 1")
+    assert [signature.key for signature in verified.cosignatures] == [NORTH.verifier_key]
 
 
 def test_one_witness_with_two_keys_is_asked_once(tmp_path: Path) -> None:
