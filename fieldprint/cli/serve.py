@@ -39,8 +39,8 @@ def log_serve(
     witness_name: Annotated[
         str, typer.Option("--witness-name", help="Name of the witness.")
     ] = "fieldprint.local/witness",
-    witness_policy: Annotated[
-        Path | None, typer.Option("--witness-policy", help="Trust policy that names the logs to cosign.")
+    witness_logs: Annotated[
+        Path | None, typer.Option("--witness-logs", help="Trust policy that names the logs to cosign.")
     ] = None,
     witness_state: Annotated[
         Path | None,
@@ -62,7 +62,7 @@ def log_serve(
     token = None if token_file is None else _token(token_file)
     if not (folder / "checkpoint").exists():
         raise typer.BadParameter(f"{folder} holds no log; make one with: fieldprint log new")
-    witness = _witness(witness_key, witness_name, witness_policy, witness_state)
+    witness = _witness(witness_key, witness_name, witness_logs, witness_state)
     with ExitStack() as stack:
         writer = None if log_key is None else stack.enter_context(_writer(folder, log_key))
         site = LogSite(open_storage(folder), writer=writer, token=token, witness=witness)
@@ -114,7 +114,7 @@ def _writer(folder: Path, log_key: Path) -> "LogWriter":
 
 
 def _witness(key: Path | None, name: str, policy: Path | None, state: Path | None) -> "Witness | None":
-    from fieldprint.anchor.keys import load_cosigner_key
+    from fieldprint.anchor import load_cosigner_key
     from fieldprint.note import Cosigner
     from fieldprint.tlog import TrustPolicy
     from fieldprint.tlog.witness import Witness, WitnessState
@@ -122,7 +122,7 @@ def _witness(key: Path | None, name: str, policy: Path | None, state: Path | Non
     if key is None and policy is None and state is None:
         return None
     if key is None or policy is None or state is None:
-        raise typer.BadParameter("a witness needs --witness-key, --witness-policy and --witness-state")
+        raise typer.BadParameter("a witness needs --witness-key, --witness-logs and --witness-state")
     logs = TrustPolicy.from_bytes(read_input(policy)).log_keys
     if not logs:
         raise typer.BadParameter(f"{printable(str(policy))} names no log that could be cosigned")

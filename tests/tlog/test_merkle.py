@@ -1,8 +1,6 @@
-"""The Merkle tree against the recursive definitions of RFC 9162 section 2.1, written out here."""
+"""The Merkle tree against the recursive definitions of RFC 9162 section 2.1, which `naive.py` writes out."""
 
 from collections.abc import Sequence
-from functools import cache
-from hashlib import sha256
 
 import pytest
 from hypothesis import given, settings
@@ -10,13 +8,20 @@ from hypothesis import strategies as st
 
 from fieldprint.errors import VerificationError
 from fieldprint.tlog import (
+    CompactRange,
     leaf_hash,
+    node_hash,
     prove_consistency,
     prove_inclusion,
+    prove_subtree,
     tree_hash,
     verify_consistency,
     verify_inclusion,
+    verify_subtree,
 )
+from fieldprint.tlog.merkle import is_subtree
+from tests.tlog import naive
+from tests.tlog.naive import mth, path, split, subproof
 
 MOST = 40
 ENTRIES = tuple(f"entry {i}".encode() for i in range(MOST))
@@ -43,45 +48,6 @@ REFERENCE_ROOTS = (
     "ddb89be403809e325750d3d263cd78929c2942b7942a34b77e122c9594a74c8c",
     "5dc9da79a70659a9ad559cb701ded9a2ab9d823aad2f4960cfe370eff4604328",
 )
-
-
-def split(size: int) -> int:
-    """The largest power of two smaller than `size`."""
-    k = 1
-    while k * 2 < size:
-        k *= 2
-    return k
-
-
-@cache
-def mth(entries: tuple[bytes, ...]) -> bytes:
-    """MTH of RFC 9162 section 2.1.1."""
-    if not entries:
-        return sha256().digest()
-    if len(entries) == 1:
-        return sha256(b"\x00" + entries[0]).digest()
-    k = split(len(entries))
-    return sha256(b"\x01" + mth(entries[:k]) + mth(entries[k:])).digest()
-
-
-def path(m: int, entries: tuple[bytes, ...]) -> list[bytes]:
-    """PATH of RFC 9162 section 2.1.3.1."""
-    if len(entries) == 1:
-        return []
-    k = split(len(entries))
-    if m < k:
-        return [*path(m, entries[:k]), mth(entries[k:])]
-    return [*path(m - k, entries[k:]), mth(entries[:k])]
-
-
-def subproof(m: int, entries: tuple[bytes, ...], whole: bool) -> list[bytes]:
-    """SUBPROOF of RFC 9162 section 2.1.4.1."""
-    if m == len(entries):
-        return [] if whole else [mth(entries)]
-    k = split(len(entries))
-    if m <= k:
-        return [*subproof(m, entries[:k], whole), mth(entries[k:])]
-    return [*subproof(m - k, entries[k:], False), mth(entries[:k])]
 
 
 def sides(index: int, size: int) -> str:
@@ -245,3 +211,129 @@ def test_failed_checks_carry_their_number() -> None:
         with pytest.raises(VerificationError) as caught:
             verify_consistency(3, 5, steps, root1, root2)
         assert caught.value.check == number
+
+
+# Twins: the loops of RFC 9162, and the tree built anew
+
+
+@settings(deadline=None, max_examples=400)
+@given(st.data(), st.integers(0, 6), st.lists(st.binary(min_size=32, max_size=32), max_size=7))
+def test_verify_inclusion_equals_the_loop_of_the_rfc(
+    data: st.DataObject, size: int, noise: list[bytes]
+) -> None:
+    """Also on proofs of other trees, of other lengths and of noise."""
+    index = data.draw(st.integers(-1, size))
+    leaf = data.draw(st.sampled_from([leaf_hash(e) for e in ENTRIES[:8]]))
+    real = prove_inclusion(index, size, read) if 0 <= index < size else []
+    proof = data.draw(st.sampled_from([real, real[1:], [*real, *noise], noise]))
+    top = data.draw(
+        st.sampled_from([root(size), root(size + 1), naive.folded(leaf, index, size, proof) or bytes(32)])
+    )
+    assert includes(leaf, index, size, proof, top) == naive.includes(leaf, index, size, proof, top)
+
+
+def test_verify_inclusion_equals_the_loop_of_the_rfc_on_every_shape() -> None:
+    """The root that the RFC's loop computes from noise is the one that is accepted, for every index and size."""
+    noise = [leaf_hash(bytes([i])) for i in range(9)]
+    for size in range(1, 140):
+        for index in range(size):
+            for length in range(9):
+                top = naive.folded(noise[8], index, size, noise[:length])
+                assert includes(noise[8], index, size, noise[:length], top or bytes(32)) == (top is not None)
+
+
+@given(st.integers(0, MOST), st.integers(0, MOST))
+def test_compact_range_equals_the_tree_built_anew(size: int, more: int) -> None:
+    tree = CompactRange.read(size, read)
+    naive_tree = naive.Tree([leaf_hash(e) for e in ENTRIES[:size]])
+    for i in range(size, min(MOST, size + more)):
+        copy = tree.copy()
+        leaf = leaf_hash(ENTRIES[i])
+        assert tree.append(leaf) == naive_tree.append(leaf)
+        assert tree.root() == naive_tree.root() == root(i + 1)
+        assert copy.tree_size == i and copy.root() == root(i)
+    assert tree.hashes == CompactRange.read(tree.tree_size, read).hashes
+
+
+def test_appends_make_fewer_nodes_than_entries() -> None:
+    """n appends: n leaves and n - popcount(n) nodes, so each costs at most one node in the mean."""
+    tree, made = CompactRange(), 0
+    for size in range(1, 2000):
+        made += len(tree.append(bytes(32))) - 1
+        assert made == size - size.bit_count() and len(tree.hashes) == size.bit_count()
+
+
+def test_compact_range_names_impossible_arguments() -> None:
+    for size, hashes in ((-1, []), (3, [bytes(32)]), (0, [bytes(32)])):
+        with pytest.raises(ValueError, match="compact range"):
+            CompactRange(size, hashes)
+
+
+# Subtrees
+
+
+SUBTREES = [
+    (a, b, n) for n in range(1, 19) for a in range(n) for b in range(a + 1, n + 1) if is_subtree(a, b)
+]
+
+
+def in_tree(start: int, stop: int, size: int, proof: Sequence[bytes], part: bytes, top: bytes) -> bool:
+    try:
+        verify_subtree(start, stop, size, proof, part, top)
+    except VerificationError:
+        return False
+    return True
+
+
+def test_subtrees_are_those_whose_start_is_a_multiple_of_the_next_power_of_two() -> None:
+    for start in range(20):
+        for stop in range(-1, 40):
+            ceiling = 1
+            while ceiling < stop - start:
+                ceiling *= 2
+            assert is_subtree(start, stop) == (stop > start and start % ceiling == 0)
+
+
+@pytest.mark.parametrize("size", range(1, 19))
+def test_subtree_proofs_of_every_subtree(size: int) -> None:
+    for start, stop, _ in (s for s in SUBTREES if s[2] == size):
+        proof, part = prove_subtree(start, stop, size, read), mth(ENTRIES[start:stop])
+        assert proof == naive.subtree_subproof(start, stop, ENTRIES[:size], known=True)
+        verify_subtree(start, stop, size, proof, part, root(size))
+        if start == 0:
+            assert proof == prove_consistency(stop, size, read)
+        if stop == start + 1:
+            assert proof == prove_inclusion(start, size, read)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.data(), st.sampled_from(SUBTREES), st.integers(0, 10**6))
+def test_altered_subtree_proofs_are_refused(
+    data: st.DataObject, subtree: tuple[int, int, int], bit: int
+) -> None:
+    start, stop, size = subtree
+    proof, part, top = prove_subtree(start, stop, size, read), mth(ENTRIES[start:stop]), root(size)
+    assert not in_tree(start, stop, size, proof, flip(part, bit), top)
+    assert not in_tree(start, stop, size, proof, part, flip(top, bit))
+    assert not in_tree(start, stop, size, [*proof, flip(top, bit)], part, top)
+    assert not in_tree(start, stop, size, [top, *proof], part, top)
+    assert not in_tree(start, stop, size, proof, part[:-1], top)
+    for i, value in enumerate(proof):
+        assert not in_tree(start, stop, size, [*proof[:i], flip(value, bit), *proof[i + 1 :]], part, top)
+        assert not in_tree(start, stop, size, proof[:i] + proof[i + 1 :], part, top)
+    other = data.draw(
+        st.sampled_from([s for s in SUBTREES if s[2] == size and s[:2] != (start, stop)] or [(0, 0, 0)])
+    )
+    assert not in_tree(other[0], other[1], size, proof, part, top)
+
+
+def test_subtree_functions_name_impossible_arguments() -> None:
+    for start, stop, size in ((1, 3, 4), (2, 2, 4), (3, 2, 4), (0, 5, 4), (-1, 0, 4)):
+        with pytest.raises(ValueError, match="no subtree"):
+            prove_subtree(start, stop, size, read)
+        assert not in_tree(start, stop, size, [], root(2), root(4))
+    for number, (part, top) in {2: (root(1), root(5)), 3: (root(3), root(4))}.items():
+        with pytest.raises(VerificationError) as caught:
+            verify_subtree(0, 3, 5, prove_subtree(0, 3, 5, read), part, top)
+        assert caught.value.check == number
+    assert node_hash(leaf_hash(ENTRIES[0]), leaf_hash(ENTRIES[1])) == root(2)

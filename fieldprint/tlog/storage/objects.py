@@ -11,6 +11,7 @@ from obstore.store import from_url
 from fieldprint.errors import LogError
 
 _CONNECTIONS = 16
+_ERRORS = (BaseError, OSError)  # obstore raises Python's own for what Python has a name for
 
 
 class ObjectStorage:
@@ -35,7 +36,7 @@ class ObjectStorage:
         self.lock_file = None
         try:
             self._store: Any = from_url(url, **config)
-        except (BaseError, ValueError) as error:
+        except (*_ERRORS, ValueError) as error:
             raise LogError(
                 f"{url} cannot be opened: {error}", remedy="Is this the URL of a store?"
             ) from error
@@ -57,9 +58,9 @@ class ObjectStorage:
         try:
             result = obstore.get(self._store, name)
             return bytes(result.bytes()), result.meta["e_tag"]
-        except NotFoundError:
+        except (NotFoundError, FileNotFoundError):
             return None
-        except BaseError as error:
+        except _ERRORS as error:
             raise self._failed(name, "read", error) from error
 
     def names(self, prefix: str) -> Iterator[str]:
@@ -67,7 +68,7 @@ class ObjectStorage:
         try:
             for chunk in obstore.list(self._store, prefix=prefix):
                 yield from (meta["path"] for meta in chunk)
-        except BaseError as error:
+        except _ERRORS as error:
             raise self._failed(prefix, "listed", error) from error
 
     def write(self, objects: Mapping[str, bytes]) -> None:
@@ -96,7 +97,7 @@ class ObjectStorage:
             obstore.put(self._store, name, data, mode=mode, use_multipart=False)
         except (AlreadyExistsError, PreconditionError) as error:
             raise self._changed(name) from error
-        except BaseError as error:
+        except _ERRORS as error:
             raise self._failed(name, "written", error) from error
 
     def _changed(self, name: str) -> LogError:
@@ -105,7 +106,7 @@ class ObjectStorage:
             remedy="Nothing but the log's writer may write there",
         )
 
-    def _failed(self, name: str, what: str, error: BaseError) -> LogError:
+    def _failed(self, name: str, what: str, error: Exception) -> LogError:
         detail = str(error).strip().partition("\n")[0]
         return LogError(
             f"{self.place}/{name} cannot be {what}: {detail}", remedy="Check the store and the credentials"
