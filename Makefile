@@ -4,7 +4,7 @@ VENV   ?= .venv
 PIP    := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c requirements/dev.txt
 READY  := $(VENV)/.ready
 
-.PHONY: demo test lint interop fuzz bench bench-gpu figures docs clean
+.PHONY: demo test lint interop fuzz bench bench-audit bench-gpu figures docs clean
 
 demo: $(READY)  ## the whole story on a real model, into demo-out/
 	$(VENV)/bin/fieldprint demo
@@ -26,6 +26,9 @@ fuzz: $(READY)  ## ten minutes of atheris over every parser; FUZZ='--seconds 60 
 
 bench: $(READY)  ## measurements into benchmarks/results/
 	$(VENV)/bin/python -m benchmarks
+
+bench-audit: $(READY)  ## how fast a log is audited as it grows to 10^7 entries, and the memory that takes
+	$(VENV)/bin/python -m benchmarks.log_audit
 
 bench-gpu: $(READY)  ## the decode kernel on one GPU; PEERS=folder adds FlashAttention-3, FlashInfer and vLLM's kernel
 	$(VENV)/bin/python -m benchmarks.attention_gpu $(if $(PEERS),--peers $(PEERS))

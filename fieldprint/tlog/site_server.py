@@ -67,6 +67,10 @@ class _Connection(BaseHTTPRequestHandler):
     error_content_type = TEXT
     error_message_format = "%(code)d %(message)s\n"
     timeout = TIMEOUT_SECONDS
+    wbufsize = (
+        -1
+    )  # head and body in one packet where they fit; two would wait for each other's acknowledgement
+    disable_nagle_algorithm = True
     server: SiteServer
 
     def do_GET(self) -> None:
