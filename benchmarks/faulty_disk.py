@@ -8,12 +8,14 @@ real file system, and so a writer that passes here relies on none.
 import errno
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from fieldprint.tlog.storage.disk import Disk
 
+T = TypeVar("T")
 KINDS = ("kill before", "kill after", "torn", "short", "error", "error after", "full")
 
 
@@ -142,6 +144,11 @@ class FaultyDisk(Disk):
             self.synced.update({n: file for n, file in self.names.items() if n.parent == path})
 
         self.call(effect)
+
+    def at_once(self, call: Callable[[T], None], arguments: Iterable[T]) -> None:
+        """Call for every argument, one after the other, so that a call has a number."""
+        for argument in arguments:
+            call(argument)
 
     def _parent(self, path: Path) -> None:
         if path.parent not in self.names:

@@ -23,3 +23,24 @@ DECODE = (
 FIRST_TOKEN_CONTEXT = 2048
 FIRST_TOKEN_REPEATS = 5
 STARTUP_REPEATS = 7
+
+
+@dataclass(frozen=True, slots=True)
+class LogShape:
+    """What the log's measurements do."""
+
+    entry_size: int = 200
+    entries: int = 200_000  # of a run of the throughput
+    threads: int = 2
+    rates: tuple[int, ...] = (5_000, 1_000, 10)  # single entries a second, an open loop
+    latency_seconds: int = 20
+    sizes: tuple[int, ...] = (10**4, 10**5, 10**6, 10**7)
+    bulk: int = 2**16  # entries of an append while the log grows
+    batches: int = 100  # of 256 entries each, appended to the grown log
+    cold: int = 100  # proofs made by a fresh reader each
+    proofs: int = 2_000
+    rounds: int = 5
+    audited: int = 200_000  # entries of the middle that are read and checked
+
+
+LOG = LogShape()

@@ -14,6 +14,8 @@ from fieldprint.tlog.checkpoint import Checkpoint
 from fieldprint.tlog.storage import Source, open_source
 from fieldprint.tlog.tile import HEIGHT, WIDTH, bundle_path, decode_bundle, decode_tile, tile_path
 
+CACHED_TILES = 4096  # some 80 MB; the oldest goes
+
 
 class LogReader:
     """A log in a folder, at a URL or in another source, read with the keys that its checkpoint must be signed by.
@@ -143,7 +145,10 @@ class LogReader:
             hashes = self._read_tile(level, index, WIDTH)
             if merkle.fold(hashes) != self.subtree_hash(HEIGHT * (level + 1), index):
                 raise FormatError(f"{tile_path(level, index)} does not lead to the checkpoint's root")
+            if len(self._tiles) >= CACHED_TILES:
+                del self._tiles[next(iter(self._tiles))]
             self._tiles[level, index] = hashes
+            return hashes
         return self._tiles[level, index]
 
     def subtree_hash(self, level: int, index: int) -> bytes:

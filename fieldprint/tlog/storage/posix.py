@@ -1,13 +1,18 @@
 """A log in a folder: files that become durable before they get their names, and names that do before they count."""
 
 import errno
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 from fieldprint.errors import CapacityError, LogError
 from fieldprint.tlog.storage.disk import Disk
 
+T = TypeVar("T")
+_OPEN_FILES = 128  # at a time; a process may have 1,024
+_KNOWN_FOLDERS = 4096
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -51,7 +56,8 @@ class PosixStorage:
     def create(self) -> None:
         """Make the folder and those above it, if they are not there; durable on return."""
         with self._errors():
-            self._make_durable(self.path)
+            missing = [folder for folder in self.path.parents if not self._disk.exists(folder)]
+            self._sync_names(self._make([*missing, self.path]))
 
     def write(self, objects: Mapping[str, bytes]) -> None:
         """Write files: contents first, all synced, then their names, then the names' folders.
@@ -59,23 +65,20 @@ class PosixStorage:
         Raises:
             CapacityError: the disk is full. LogError: another failure. Any of the files may then be there.
         """
-        targets = [self.path / name for name in objects]
-        folders = {target.parent for target in targets}
+        files = {self.path / name: data for name, data in objects.items()}
+        folders = {target.parent for target in files}
         with self._errors():
-            for folder in sorted(folders):
-                self._make_durable(folder)
-            parts = [_part(target) for target in targets]
+            made = self._make({above for folder in folders for above in self._unsure(folder)})
             try:
-                for part, data in zip(parts, objects.values(), strict=True):
-                    self._fill(part, data)
-                for part, target in zip(parts, targets, strict=True):
-                    self._disk.replace(part, target)
+                for some in batched(files.items(), _OPEN_FILES):
+                    self._fill([(_part(target), data) for target, data in some])
+                for target in files:
+                    self._disk.replace(_part(target), target)
             except OSError:
-                for part in parts:
-                    self._remove(part)
+                for target in files:
+                    self._remove(_part(target))
                 raise
-            for folder in sorted(folders):
-                self._disk.sync_folder(folder)
+            self._sync_names(made, folders)
 
     def publish(self, name: str, data: bytes, previous: bytes | None) -> None:
         """Replace the file `previous` (None: no file) by `data` with a rename; durable on return.
@@ -90,36 +93,42 @@ class PosixStorage:
             )
         self.write({name: data})
 
-    def _fill(self, path: Path, data: bytes) -> None:
-        descriptor = self._disk.create(path)
+    def _fill(self, parts: Sequence[tuple[Path, bytes]]) -> None:
+        """Write files and sync them."""
+        descriptors: list[int] = []
         try:
-            left = memoryview(data)
-            while left:
-                left = left[self._disk.write(descriptor, left) :]
-            self._disk.sync(descriptor)
+            for path, data in parts:
+                descriptors.append(self._disk.create(path))
+                left = memoryview(data)
+                while left:
+                    left = left[self._disk.write(descriptors[-1], left) :]
+            self._disk.at_once(self._disk.sync, descriptors)
         finally:
-            self._disk.close(descriptor)
+            for descriptor in descriptors:
+                self._disk.close(descriptor)
 
-    def _make_durable(self, folder: Path) -> None:
-        """Make a folder, and sync its name and those above it: one that is there may not be durable yet."""
-        if folder in self._durable:
-            return
-        parent = folder.parent
-        if folder == self.path:
-            self._make_above(parent)
-        else:
-            self._make_durable(parent)
-        if not self._disk.exists(folder):
-            self._disk.make_folder(folder)
-        self._disk.sync_folder(parent)
-        self._durable.add(folder)
+    def _unsure(self, folder: Path) -> Iterator[Path]:
+        """A folder and those above it, of which it is not known that their names are durable."""
+        while folder not in self._durable:
+            yield folder
+            if folder == self.path:
+                return
+            folder = folder.parent
 
-    def _make_above(self, folder: Path) -> None:
-        """Make the folders above the log's, and sync the names of those that were not there."""
-        if not self._disk.exists(folder):
-            self._make_above(folder.parent)
-            self._disk.make_folder(folder)
-            self._disk.sync_folder(folder.parent)
+    def _make(self, folders: Iterable[Path]) -> set[Path]:
+        """Make the folders that are not there; returns all of them, whose names may not be durable yet."""
+        made = set(folders)
+        for folder in sorted(made):
+            if not self._disk.exists(folder):
+                self._disk.make_folder(folder)
+        return made
+
+    def _sync_names(self, made: set[Path], filled: Iterable[Path] = ()) -> None:
+        """Make the names of folders durable, and those of the files in others."""
+        self._disk.at_once(self._disk.sync_folder, sorted({folder.parent for folder in made}.union(filled)))
+        if len(self._durable) > _KNOWN_FOLDERS:
+            self._durable.clear()
+        self._durable |= made
 
     def _remove(self, path: Path) -> None:
         """Remove a file if that works; another error is on its way already."""
@@ -144,3 +153,10 @@ class PosixStorage:
 def _part(path: Path) -> Path:
     """Where a file's content lies until it is whole."""
     return path.with_name(path.name + ".part")
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """The items, `size` at a time; `itertools.batched` is not in Python 3.11."""
+    rest = iter(items)
+    while some := list(islice(rest, size)):
+        yield some
