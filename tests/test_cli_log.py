@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,16 +33,24 @@ def append(folder: Path, entries: list[bytes], name: str = "log") -> None:
         log.append(entries)
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Keys, a policy and a log of 600 entries."""
+    path = tmp_path_factory.mktemp("cli-log")
     for arguments in (
         ("keys", "new", "owner"),
         ("keys", "new", "log"),
         ("policy", "new", "policy.toml", "--signer", "keys/owner.pub", "--log-pub", "keys/log.pub"),
     ):
-        assert cli(tmp_path, *arguments).returncode == 0
-    append(tmp_path, [b"entry %d" % i for i in range(600)])
-    return tmp_path
+        assert cli(path, *arguments).returncode == 0
+    append(path, [b"entry %d" % i for i in range(600)])
+    return path
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return shutil.copytree(made, tmp_path / "made")
 
 
 def test_an_audit_that_holds_ends_with_0_and_remembers(folder: Path) -> None:
