@@ -26,8 +26,8 @@ from fieldprint.audit import Audit
 from fieldprint.commit import Commitment
 from fieldprint.note import NoteSigner
 from fieldprint.tlog import LogWriter, TrustPolicy, leaf_hash, open_source
+from fieldprint.tlog.http_server import HttpServer
 from fieldprint.tlog.serve import LogSite
-from fieldprint.tlog.site_server import SiteServer
 from fieldprint.tlog.trust import KnownLog
 
 SIGNER = NoteSigner("bench.example/audit", Ed25519PrivateKey.from_private_bytes(bytes([1]) * 32))
@@ -71,7 +71,7 @@ def audit(folder: Path, *, http: bool) -> dict[str, Any]:
     """Entries a second and peak memory of an audit from the first entry, in this process."""
     if not http:
         return _audit(str(folder), workers=0)
-    with SiteServer(LogSite(open_source(folder)), ("127.0.0.1", 0)) as server:
+    with HttpServer(LogSite(open_source(folder)), ("127.0.0.1", 0)) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         try:

@@ -20,8 +20,8 @@ from fieldprint.errors import FormatError, LogError, VerificationError
 from fieldprint.note import VerifierKey
 from fieldprint.tlog import Checkpoint, LogReader, leaf_hash, verify_subtree
 from fieldprint.tlog.audit import Audited, AuditError, LogAudit
+from fieldprint.tlog.http_server import HttpServer
 from fieldprint.tlog.serve import LogSite
-from fieldprint.tlog.site_server import SiteServer
 from fieldprint.tlog.storage.http import HttpSource
 from fieldprint.tlog.tile import decode_bundle, decode_tile
 from fieldprint.tlog.trust import KnownLog, TrustPolicy
@@ -164,9 +164,9 @@ class NoWriter:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[SiteServer]:
+def server() -> Iterator[HttpServer]:
     site = LogSite(Files("300", []), writer=NoWriter(), token=LOGS["token"])
-    with SiteServer(site, ("127.0.0.1", 0)) as made:
+    with HttpServer(site, ("127.0.0.1", 0)) as made:
         thread = threading.Thread(target=made.serve_forever, daemon=True)
         thread.start()
         yield made
@@ -175,7 +175,7 @@ def server() -> Iterator[SiteServer]:
 
 
 @vectors("request")
-def test_request(vector: dict[str, Any], server: SiteServer) -> None:
+def test_request(vector: dict[str, Any], server: HttpServer) -> None:
     address: Any = server.server_address
     with socket.create_connection(address, timeout=10) as connection:
         connection.sendall(raw(vector["request"]))

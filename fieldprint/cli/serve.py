@@ -14,7 +14,7 @@ from fieldprint.errors import FormatError
 
 if TYPE_CHECKING:
     from fieldprint.tlog import LogWriter
-    from fieldprint.tlog.site_server import SiteServer
+    from fieldprint.tlog.http_server import HttpServer
     from fieldprint.tlog.witness import Witness
 
 
@@ -53,8 +53,8 @@ def log_serve(
     Read-only unless --token-file and --log-key are given. Plain HTTP: a proxy that speaks TLS belongs in front of it where
     others than this machine should reach it.
     """
+    from fieldprint.tlog.http_server import HttpServer
     from fieldprint.tlog.serve import LogSite
-    from fieldprint.tlog.site_server import SiteServer
     from fieldprint.tlog.storage import open_storage
 
     if (token_file is None) != (log_key is None):
@@ -67,14 +67,14 @@ def log_serve(
         writer = None if log_key is None else stack.enter_context(_writer(folder, log_key))
         site = LogSite(open_storage(folder), writer=writer, token=token, witness=witness)
         report = (lambda _line: None) if quiet else (lambda line: typer.echo(line, err=True))
-        server = stack.enter_context(SiteServer(site, (host, port), report))
+        server = stack.enter_context(HttpServer(site, (host, port), report))
         typer.echo(
             f"serving {folder} at {server.url}" + (", writable with the token" if writer else ", read-only")
         )
         _run_until_stopped(server)
 
 
-def _run_until_stopped(server: "SiteServer") -> None:
+def _run_until_stopped(server: "HttpServer") -> None:
     """Until SIGINT or SIGTERM; the requests in hand are finished by the server's threads."""
     stop = threading.Event()
     before = {

@@ -24,16 +24,15 @@ from typing import Protocol
 from fieldprint.errors import CapacityError, FieldprintError, FormatError, LogError
 from fieldprint.note import parse_note
 from fieldprint.tlog.checkpoint import Checkpoint
+from fieldprint.tlog.http_server import TEXT, Response
 from fieldprint.tlog.storage import Source
 from fieldprint.tlog.tile import HEIGHT, MAX_ENTRY_SIZE, WIDTH
 from fieldprint.tlog.witness import MAX_REQUEST_SIZE, Witness
 from fieldprint.tlog.witness_server import answer as witness_answer
 
-TEXT = "text/plain; charset=utf-8"
 BINARY = "application/octet-stream"
 FOR_GOOD = "public, max-age=31536000, immutable"
 REVALIDATED = "no-cache"
-NOT_KEPT = "no-store"
 MIN_TOKEN_SIZE = 16
 _TILE = re.compile(
     r"tile/(?P<level>entries|[0-9]|[1-5][0-9]|6[0-3])/(?P<index>(?:x[0-9]{3}/){0,5}[0-9]{3})"
@@ -59,17 +58,6 @@ class Appended(Protocol):
     @property
     def tree_size(self) -> int:
         """Of the checkpoint that covers it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Response:
-    """An HTTP answer."""
-
-    status: int
-    body: bytes = b""
-    content_type: str = TEXT
-    cache: str = NOT_KEPT
-    headers: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(slots=True)
@@ -197,8 +185,7 @@ class LogSite:
 
     def _answer(self, method: str, path: str, body: bytes) -> tuple[str, Response]:
         if self._witness is not None and _WITNESS.fullmatch(path):
-            reply = witness_answer(self._witness, "GET" if method == "HEAD" else method, path, body)
-            return "witness", Response(reply.status, reply.body, reply.content_type)
+            return "witness", witness_answer(self._witness, "GET" if method == "HEAD" else method, path, body)
         if method == "POST":
             return "add", self._add(body)
         if method not in ("GET", "HEAD"):

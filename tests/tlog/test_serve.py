@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from fieldprint.errors import CapacityError, FormatError, LogError
 from fieldprint.note import Cosigner, NoteSigner
 from fieldprint.tlog import LogReader, LogWriter, open_source
+from fieldprint.tlog.http_server import HttpServer
 from fieldprint.tlog.serve import FOR_GOOD, LogSite, check_token
-from fieldprint.tlog.site_server import SiteServer
 from fieldprint.tlog.tile import bundle_path, tile_path
 from fieldprint.tlog.witness import AddCheckpoint, Witness, WitnessState
 
@@ -53,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def serving(site: LogSite, lines: list[str] | None = None) -> Iterator[http.client.HTTPConnection]:
-    with SiteServer(site, ("127.0.0.1", 0), (lambda _: None) if lines is None else lines.append) as server:
+    with HttpServer(site, ("127.0.0.1", 0), (lambda _: None) if lines is None else lines.append) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         address: Any = server.server_address
@@ -296,7 +296,7 @@ def test_without_a_witness_there_is_none(folder: Path) -> None:
 def test_more_connections_than_there_is_room_for_are_closed(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fieldprint.tlog.site_server.MAX_CONNECTIONS", 2)
+    monkeypatch.setattr("fieldprint.tlog.http_server.MAX_CONNECTIONS", 2)
     with serving(LogSite(open_source(folder))) as first:
         assert ask(first, "/checkpoint")[0] == 200
         second, third = (http.client.HTTPConnection(first.host, first.port, timeout=5) for _ in range(2))

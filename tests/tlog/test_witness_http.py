@@ -218,7 +218,7 @@ def test_requests_are_reported_without_what_could_steer_a_terminal(tmp_path: Pat
 def test_more_connections_than_there_is_room_for_are_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fieldprint.tlog.witness_server.MAX_CONNECTIONS", 2)
+    monkeypatch.setattr("fieldprint.tlog.http_server.MAX_CONNECTIONS", 2)
     with serving(tmp_path / "north.db", NORTH) as running, ExitStack() as stack:
         held = [
             stack.enter_context(socket.create_connection(running.server_address[:2], timeout=5))

@@ -17,8 +17,8 @@ from fieldprint.errors import FormatError, LogError
 from fieldprint.note import NoteSigner
 from fieldprint.tlog import LogReader, LogWriter, open_source
 from fieldprint.tlog.audit import LogAudit
+from fieldprint.tlog.http_server import HttpServer
 from fieldprint.tlog.serve import LogSite
-from fieldprint.tlog.site_server import SiteServer
 from fieldprint.tlog.storage import http as storage_http
 from fieldprint.tlog.storage.http import MAX_BUNDLE_SIZE, HttpSource
 from fieldprint.tlog.trust import KnownLog, TrustPolicy
@@ -74,14 +74,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("workers", [0, 4])
 def test_a_log_is_audited_over_http_as_in_its_folder(folder: Path, workers: int) -> None:
-    with serving(SiteServer(LogSite(open_source(folder)), ("127.0.0.1", 0))) as url:
+    with serving(HttpServer(LogSite(open_source(folder)), ("127.0.0.1", 0))) as url:
         audit = LogAudit(open_source(url + "/"), TRUST, workers=workers)
         entries = [entry for bundle in audit.bundles() for entry in bundle.entries]
     assert entries == [b"entry %d" % i for i in range(1500)]
 
 
 def test_a_reader_reads_over_http(folder: Path) -> None:
-    with serving(SiteServer(LogSite(open_source(folder)), ("127.0.0.1", 0))) as url:
+    with serving(HttpServer(LogSite(open_source(folder)), ("127.0.0.1", 0))) as url:
         reader = LogReader(url, [SIGNER.verifier_key])
         assert reader.entry(1499) == b"entry 1499"
         assert reader.root_hash() == reader.checkpoint().root_hash
@@ -90,7 +90,7 @@ def test_a_reader_reads_over_http(folder: Path) -> None:
 def test_a_connection_is_used_again(folder: Path) -> None:
     connections: set[Any] = set()
 
-    class Counting(SiteServer):
+    class Counting(HttpServer):
         def process_request(self, request: Any, client_address: Any) -> None:
             connections.add(client_address)
             super().process_request(request, client_address)

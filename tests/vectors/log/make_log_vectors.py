@@ -456,18 +456,18 @@ def requests() -> list[Vector]:
     add("an entry without a length", 411, get("/add", bearer, method="POST"))
     add(
         "an entry in chunks",
-        400,
+        411,
         get("/add", "Transfer-Encoding: chunked", bearer, method="POST") + "1\r\nx\r\n0\r\n\r\n",
     )
     add(
         "two lengths",
-        400,
+        411,
         get("/add", "Content-Length: 1", "Content-Length: 2", bearer, method="POST") + "xy",
     )
-    add("a length and chunks", 400, post("/add", "x", "Transfer-Encoding: chunked", bearer))
-    add("a negative length", 400, get("/add", "Content-Length: -1", bearer, method="POST"))
-    add("a length with a sign", 400, get("/add", "Content-Length: +1", bearer, method="POST") + "x")
-    add("a length of ten digits", 400, get("/add", "Content-Length: 0000000001", bearer, method="POST") + "x")
+    add("a length and chunks", 411, post("/add", "x", "Transfer-Encoding: chunked", bearer))
+    add("a negative length", 411, get("/add", "Content-Length: -1", bearer, method="POST"))
+    add("a length with a sign", 411, get("/add", "Content-Length: +1", bearer, method="POST") + "x")
+    add("a length of ten digits", 411, get("/add", "Content-Length: 0000000001", bearer, method="POST") + "x")
     add(
         "a body behind GET",
         413,

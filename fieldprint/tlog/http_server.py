@@ -1,23 +1,45 @@
-"""A `LogSite` behind a socket: what HTTP allows and a log does not need is refused here.
+"""HTTP for a log and for a witness: a site maps requests to responses without a socket, `HttpServer` puts it behind one.
 
-It speaks plain HTTP and stands behind a proxy that speaks TLS where others than this machine should reach it.
+What HTTP allows and neither needs is refused here. It speaks plain HTTP and stands behind a proxy that speaks TLS where others than this machine should reach it.
 """
 
 import re
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socket import socket
-from typing import Any
+from typing import Any, Protocol
 
-from fieldprint.tlog.serve import TEXT, LogSite, Response
-
+TEXT = "text/plain; charset=utf-8"
+NOT_KEPT = "no-store"
 TIMEOUT_SECONDS = 15
 MAX_CONNECTIONS = 128
 
 
-class SiteServer(ThreadingHTTPServer):
-    """A log on a port, a thread a connection; `serve_forever` runs it, `shutdown` ends it.
+@dataclass(frozen=True, slots=True)
+class Response:
+    """An HTTP answer."""
+
+    status: int
+    body: bytes = b""
+    content_type: str = TEXT
+    cache: str = NOT_KEPT
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+class Site(Protocol):
+    """What answers requests."""
+
+    def limit(self, method: str, path: str, authorization: str) -> int | Response:
+        """How many bytes the body may have, or the refusal that is due before a body is read."""
+
+    def answer(self, method: str, path: str, body: bytes, if_none_match: str) -> Response:
+        """The response to a request whose body `limit` allowed."""
+
+
+class HttpServer(ThreadingHTTPServer):
+    """A site on a port, a thread a connection; `serve_forever` runs it, `shutdown` ends it.
 
     Args:
         site: what answers.
@@ -29,7 +51,7 @@ class SiteServer(ThreadingHTTPServer):
     request_queue_size = 128
 
     def __init__(
-        self, site: LogSite, address: tuple[str, int], report: Callable[[str], None] = lambda _line: None
+        self, site: Site, address: tuple[str, int], report: Callable[[str], None] = lambda _line: None
     ) -> None:
         self.site = site
         self.report = report
@@ -38,7 +60,7 @@ class SiteServer(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Where the log is."""
+        """Where it is."""
         host, port = self.server_address[:2]
         return f"http://{host!s}:{port}"
 
@@ -71,7 +93,7 @@ class _Connection(BaseHTTPRequestHandler):
         -1
     )  # head and body in one packet where they fit; two would wait for each other's acknowledgement
     disable_nagle_algorithm = True
-    server: SiteServer
+    server: HttpServer
 
     def do_GET(self) -> None:
         self._serve()
@@ -90,7 +112,9 @@ class _Connection(BaseHTTPRequestHandler):
             or len(lengths) > 1
             or not re.fullmatch(r"[0-9]{1,9}", length)
         ):
-            self._reply(Response(400, b"one Content-Length, and no Transfer-Encoding\n"), close=True)
+            self._reply(
+                Response(411, b"one Content-Length is needed, and no Transfer-Encoding\n"), close=True
+            )
             return
         limit = self.server.site.limit(self.command, self.path, self.headers.get("Authorization", ""))
         if isinstance(limit, Response):
