@@ -4,7 +4,7 @@ VENV   ?= .venv
 PIP    := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c requirements/dev.txt
 READY  := $(VENV)/.ready
 
-.PHONY: demo test lint interop fuzz bench bench-audit bench-gpu figures docs clean
+.PHONY: demo test lint interop fuzz bench bench-audit bench-gpu bench-log crash-log figures docs clean
 
 demo: $(READY)  ## the whole story on a real model, into demo-out/
 	$(VENV)/bin/fieldprint demo
@@ -33,7 +33,13 @@ bench-audit: $(READY)  ## how fast a log is audited as it grows to 10^7 entries,
 bench-gpu: $(READY)  ## the decode kernel on one GPU; PEERS=folder adds FlashAttention-3, FlashInfer and vLLM's kernel
 	$(VENV)/bin/python -m benchmarks.attention_gpu $(if $(PEERS),--peers $(PEERS))
 
-figures:  ## the drawings of docs/kernel.md, from the script and the committed results
+bench-log: $(READY)  ## the log: durable appends, latency, proofs, growth to 10^7 entries (7 GB in $$TMPDIR, kept)
+	$(VENV)/bin/python -m benchmarks.log
+
+crash-log: $(READY)  ## kill the log's writer at every call and at random; nothing acknowledged may be lost
+	$(VENV)/bin/python -m benchmarks.crash_log
+
+figures:  ## the drawings of docs/kernel.md and docs/ledger.md, from the script and the committed results
 	$(PYTHON) docs/figures/draw.py
 
 docs: $(READY)  ## links resolve, every command and public name is described

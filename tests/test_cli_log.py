@@ -136,6 +136,8 @@ def served(folder: Path) -> Iterator[tuple[Path, str]]:
         "token",
         "--log-key",
         "keys/log.key",
+        "--policy",
+        "policy.toml",
     ]
     with subprocess.Popen(
         command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -163,10 +165,22 @@ def test_a_served_log_is_written_and_audited_over_http(served: tuple[Path, str])
 def test_a_token_that_others_can_read_is_refused(folder: Path) -> None:
     (folder / "token").write_text("a-token-of-these-tests\n")
     (folder / "token").chmod(0o644)
-    arguments = ("log", "serve", "log", "--port", "0", "--token-file", "token", "--log-key", "keys/log.key")
+    arguments = (
+        "log",
+        "serve",
+        "log",
+        "--port",
+        "0",
+        "--token-file",
+        "token",
+        "--log-key",
+        "keys/log.key",
+        "--policy",
+        "policy.toml",
+    )
     run = cli(folder, *arguments)
     assert run.returncode == 1 and "chmod 600" in run.stderr
-    run = cli(folder, *arguments[:-2])
+    run = cli(folder, *arguments[:-4])
     assert run.returncode == 2 and "belong together" in run.stderr
 
 

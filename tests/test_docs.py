@@ -24,6 +24,16 @@ def test_links_resolve(path: Path) -> None:
         assert target.startswith("https://") or (path.parent / target).exists(), target
 
 
+def test_every_law_of_the_ledger_names_tests_that_exist() -> None:
+    text = (ROOT / "docs/ledger.md").read_text()
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
+    assert len(named) > 20
+    for path, name in named:
+        assert re.search(rf"^(def {name}\(|{name} = )", (ROOT / path).read_text(), re.MULTILINE), name
+    for law in re.split(r"^### ", text, flags=re.MULTILINE)[1:]:
+        assert "::" in law, law[:40]
+
+
 def commands() -> list[str]:
     root = typer.main.get_command(app)
     names = []

@@ -1,8 +1,9 @@
-"""The drawings of docs/kernel.md; `python docs/figures/draw.py` writes them beside itself.
+"""The drawings of docs/kernel.md and docs/ledger.md; `python docs/figures/draw.py` writes them beside itself.
 
 Needs the standard library alone. Same input, same bytes: `tests/test_figures.py` compares the files with `drawings()`.
 """
 
+import itertools
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER.parent.parent / "benchmarks" / "results" / "attention_gpu.json"
+LOG_RESULTS = RESULTS.with_name("log.json")
 INK, GREY, LINE, PAPER, BAND = "#1f2933", "#5c6773", "#7b8794", "#ffffff", "#f1f4f7"
 ANCHOR, PART, DONE, OURS, PEER = "#ffc46b", "#d9c8f0", "#bfe3c6", "#0b5cad", "#c2410c"
 CONTEXT = ("#b9d8f2", "#8fbce6", "#d6e8c4")  # of sequence 0, 1, 2
@@ -412,6 +414,52 @@ def _dot(sheet: Sheet, x: float, y: float, *, ours: bool) -> None:
         )
 
 
+GROWTH = (  # metric, title, unit
+    ("durable appends", "Durable appends, batches of 256", "entries/s"),
+    ("inclusion proof made, nothing cached", "Inclusion proof made, nothing cached", "ms"),
+    ("entries read and checked", "Entries read and checked (audit)", "entries/s"),
+    ("inclusion proof, longest of the sample", "Inclusion proof, longest; grey: log2 n", "hashes"),
+)
+
+
+def draw_growth(result: dict[str, Any]) -> str:
+    """Four panels over the size of the log, each from zero up."""
+    sheet = Sheet(900, 460, "Cost of the log as it grows from ten thousand to ten million entries")
+    for number, (metric, title, unit) in enumerate(GROWTH):
+        points = {
+            int(row["cell"].split()[0]): float(row["ours"])
+            for row in result["rows"]
+            if row["metric"] == metric
+        }
+        left, top, width, height = 70 + number % 2 * 440, 46 + number // 2 * 220, 350, 130
+        high = 1.15 * max([*points.values(), *((math.log2(max(points)),) if unit == "hashes" else ())])
+        first, last = math.log10(min(points)), math.log10(max(points))
+
+        def x(
+            size: int, left: int = left, width: int = width, first: float = first, last: float = last
+        ) -> float:
+            return round(left + width * (math.log10(size) - first) / max(last - first, 1), 1)
+
+        def y(value: float, top: int = top, height: int = height, high: float = high) -> float:
+            return round(top + height * (1 - value / high), 1)
+
+        sheet.text(left, top - 20, f"{title}, {unit}", at="start", bold=True, size=12)
+        sheet.line(left, y(0), left + width, y(0))
+        if unit == "hashes":
+            sheet.line(
+                x(min(points)), y(math.log2(min(points))), x(max(points)), y(math.log2(max(points))), GREY
+            )
+        sizes = sorted(points)
+        for here, there in itertools.pairwise(sizes):
+            sheet.line(x(here), y(points[here]), x(there), y(points[there]), OURS, 1.6)
+        for size in sizes:
+            _dot(sheet, x(size), y(points[size]), ours=True)
+            sheet.text(x(size), y(points[size]) - 14, f"{points[size]:,.4g}".removesuffix(".0"), size=11)
+            sheet.text(x(size), y(0) + 16, f"{size:,}", size=11)
+        sheet.text(left + width, y(0) + 34, "entries in the log", at="end", size=11)
+    return sheet.svg()
+
+
 def drawings() -> dict[str, str]:
     """The text of every drawing by its file's name."""
     return {
@@ -419,6 +467,7 @@ def drawings() -> dict[str, str]:
         "memory.svg": draw_memory(),
         "step.svg": draw_step(),
         "benchmark.svg": draw_benchmark(json.loads(RESULTS.read_text())),
+        "growth.svg": draw_growth(json.loads(LOG_RESULTS.read_text())),
     }
 
 

@@ -8,7 +8,16 @@ from typing import Annotated
 import typer
 
 from fieldprint.cli.inputs import open_model, open_policy, open_registry, open_writer, read_input, write_new
-from fieldprint.cli.options import Json, LogFolder, LogKey, ModelFolder, PolicyFile, SigningKeys
+from fieldprint.cli.options import (
+    Json,
+    LastSignedFile,
+    LogKey,
+    LogPlace,
+    ModelFolder,
+    PolicyFile,
+    QuorumFile,
+    SigningKeys,
+)
 from fieldprint.cli.output import print_result
 from fieldprint.errors import VerificationError
 
@@ -126,9 +135,11 @@ def anchor_revoke(
     file: Annotated[Path, typer.Argument(help="The signed anchor.")],
     key: SigningKeys,
     policy: PolicyFile,
-    log: LogFolder,
+    log: LogPlace,
     log_key: LogKey,
     reason: Annotated[str, typer.Option("--reason", help="Why; it is public.")],
+    last_signed: LastSignedFile = None,
+    quorum: QuorumFile = None,
 ) -> None:
     """Sign a revocation and append it to the log; from then on the anchor is refused."""
     from fieldprint.anchor import AnchorArtifact, Envelope, load_private_key, sign_revocation
@@ -142,6 +153,6 @@ def anchor_revoke(
         raise VerificationError(
             1, "these keys may not revoke under the policy", remedy="Use keys of [revocation]"
         )
-    with open_writer(log, log_key, trusted) as writer:
+    with open_writer(log, log_key, trusted, last_signed, quorum=quorum) as writer:
         index = writer.append([entry]).first_index
     typer.echo(f"revoked {digest[:16]}: entry {index} of {log}")

@@ -24,6 +24,7 @@ app.add_typer(log.app, name="log")
 log.app.command("audit")(audit.log_audit)
 log.app.command("serve")(serve.log_serve)
 log.app.command("proof")(proof.log_proof)
+log.app.command("renew")(proof.log_renew)
 log.app.command("witness")(witness.log_witness)
 log.app.command("cosign")(witness.log_cosign)
 for command in (generate.promote, generate.generate, verify.verify, generate.model, generate.demo):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fieldprint.cli.inputs import open_model, open_policy, open_registry, open_writer, read_input
-from fieldprint.cli.options import Json, LogFolder, LogKey, ModelFolder, PolicyFile
+from fieldprint.cli.options import Json, LastSignedFile, LogKey, LogPlace, ModelFolder, PolicyFile, QuorumFile
 from fieldprint.cli.output import print_result, printable
 from fieldprint.errors import CapacityError
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def promote(
     file: Annotated[Path, typer.Argument(help="The signed anchor.")],
     policy: PolicyFile,
-    log: LogFolder,
+    log: LogPlace,
     model: ModelFolder = None,
     fieldprint: Annotated[
         Path | None, typer.Option("--fieldprint", help="Load this file instead of recomputing.")
@@ -65,7 +65,7 @@ def promote(
 def generate(
     prompt: Annotated[list[str], typer.Argument(help="User messages; several are one batch.")],
     policy: PolicyFile,
-    log: LogFolder,
+    log: LogPlace,
     log_key: LogKey,
     anchor_file: Annotated[Path | None, typer.Option("--anchor", help="The signed anchor.")] = None,
     model: ModelFolder = None,
@@ -91,6 +91,8 @@ def generate(
     raw: Annotated[
         bool, typer.Option("--raw", help="Use the prompts as they are, without the chat template.")
     ] = False,
+    last_signed: LastSignedFile = None,
+    quorum: QuorumFile = None,
     as_json: Json = False,
 ) -> None:
     """Generate under a pinned anchor; every page is committed before it is final. Ctrl-C ends and commits."""
@@ -124,7 +126,7 @@ def generate(
     progress = _Progress(show=not as_json and sys.stderr.isatty())
     started = time.perf_counter()
     try:
-        with open_writer(log, log_key, trusted) as writer:
+        with open_writer(log, log_key, trusted, last_signed, quorum=quorum) as writer:
             answers = run(
                 requests,
                 model=loaded,

@@ -1,6 +1,8 @@
 """Opening what options name: files, policies, logs, models."""
 
 import re
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,32 +53,46 @@ def open_trust(path: Path) -> "Policy | TrustPolicy":
     return open_policy(path)
 
 
-def open_reader(folder: Path, policy: "Policy") -> "LogReader":
+def open_reader(place: Path | str, policy: "Policy") -> "LogReader":
     """The log, read with the policy's key."""
     from fieldprint.tlog import LogReader
 
-    return LogReader(folder, [policy.log_key])
+    return LogReader(place, [policy.log_key])
 
 
-def open_registry(folder: Path, policy: "Policy") -> "Registry":
+def open_registry(place: Path | str, policy: "Policy") -> "Registry":
     """The registry that replaying the log gives."""
     from fieldprint.registry import Registry
 
-    return Registry.replay(open_reader(folder, policy).entries(), policy)
+    return Registry.replay(open_reader(place, policy).entries(), policy)
 
 
-def open_writer(folder: Path, log_key: Path, policy: "Policy") -> "LogWriter":
-    """The log's writer, if the key is the policy's."""
+@contextmanager
+def open_writer(
+    place: str,
+    log_key: Path,
+    policy: "Policy",
+    last_signed: Path | None,
+    *,
+    adopt: bool = False,
+    quorum: Path | None = None,
+) -> Iterator["LogWriter"]:
+    """The log's writer, if the key is the policy's; it asks the witnesses of a trust policy, if one is given."""
     from fieldprint.anchor import load_private_key
     from fieldprint.note import NoteSigner
-    from fieldprint.tlog import LogWriter
+    from fieldprint.tlog import LogWriter, TrustPolicy
+    from fieldprint.tlog.witness_client import WitnessQuorum
 
     signer = NoteSigner(policy.log_key.name, load_private_key(log_key))
     if signer.verifier_key != policy.log_key:
         raise VerificationError(
             2, f"{log_key} is not the log key of the policy", remedy="Give the key of that log"
         )
-    return LogWriter(folder, signer)
+    with ExitStack() as stack:
+        ask = None
+        if quorum is not None:
+            ask = stack.enter_context(closing(WitnessQuorum(TrustPolicy.from_bytes(read_input(quorum)))))
+        yield stack.enter_context(LogWriter(place, signer, last_signed=last_signed, adopt=adopt, cosign=ask))
 
 
 def open_model(folder: Path | None, dtype: str = "float32") -> "LoadedModel":

@@ -1,44 +1,61 @@
 """`fieldprint log`."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from fieldprint.cli.inputs import open_policy, open_reader
-from fieldprint.cli.options import Json, LogKey, PolicyFile
+from fieldprint.cli.inputs import open_policy, open_reader, open_writer
+from fieldprint.cli.options import Json, LastSignedFile, LogKey, PolicyFile
 from fieldprint.cli.output import print_result, printable
 from fieldprint.errors import FieldprintError, FormatError
 
 app = typer.Typer(help="The transparency log.", no_args_is_help=True)
 
+LogArgument = Annotated[
+    str, typer.Argument(metavar="LOG", help="The log's folder, or the URL of its object store.")
+]
+
 
 @app.command("new")
 def log_new(
-    folder: Annotated[Path, typer.Argument(help="The log's folder.")],
+    place: LogArgument,
     log_key: LogKey,
     origin: Annotated[str, typer.Option("--origin", help="Name of the log.")] = "fieldprint.local/log",
+    last_signed: LastSignedFile = None,
 ) -> None:
     """Create an empty log and print the key that its readers need."""
     from fieldprint.anchor import load_private_key
     from fieldprint.note import NoteSigner
-    from fieldprint.tlog import LogWriter
+    from fieldprint.tlog import LogWriter, open_storage
 
-    if (folder / "checkpoint").exists():
-        raise FieldprintError(f"{folder} holds a log already", remedy="Choose another folder")
-    with LogWriter(folder, NoteSigner(origin, load_private_key(log_key)), create=True) as log:
+    if open_storage(place).read("checkpoint") is not None:
+        raise FieldprintError(f"{place} holds a log already", remedy="Choose another folder")
+    signer = NoteSigner(origin, load_private_key(log_key))
+    with LogWriter(place, signer, create=True, last_signed=last_signed) as log:
         typer.echo(log.verifier_key)
+
+
+@app.command("adopt")
+def log_adopt(
+    place: LogArgument, policy: PolicyFile, log_key: LogKey, last_signed: LastSignedFile = None
+) -> None:
+    """Take over a log that was moved here, or whose record of the last signed checkpoint is lost.
+
+    Only if this is its newest state: from an older one the key would sign a second history, which anybody can prove.
+    """
+    with open_writer(place, log_key, open_policy(policy), last_signed, adopt=True) as log:
+        typer.echo(f"adopted {place} with {log.tree_size} entries")
 
 
 @app.command("show")
 def log_show(
-    folder: Annotated[Path, typer.Argument(help="The log's folder.")],
+    place: LogArgument,
     policy: PolicyFile,
     start: Annotated[int, typer.Option("--start", help="First entry to show.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Show the entries, each checked against the signed checkpoint's tree."""
-    reader = open_reader(folder, open_policy(policy))
+    reader = open_reader(place, open_policy(policy))
     checkpoint = reader.checkpoint()
     if reader.root_hash() != checkpoint.root_hash:
         raise FormatError("the tiles do not lead to the checkpoint's root")

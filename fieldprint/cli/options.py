@@ -7,9 +7,23 @@ import typer
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 PolicyFile = Annotated[Path, typer.Option("--policy", help="The verifier's policy (TOML).")]
-LogFolder = Annotated[Path, typer.Option("--log", help="The log's folder.")]
+LogPlace = Annotated[str, typer.Option("--log", help="The log's folder, or the URL of its object store.")]
 LogKey = Annotated[Path, typer.Option("--log-key", help="Private key that signs the log's checkpoints.")]
 ModelFolder = Annotated[
     Path | None, typer.Option("--model", help="A local model folder; without it the demo model is used.")
 ]
 SigningKeys = Annotated[list[Path], typer.Option("--key", help="Private key that signs; may be repeated.")]
+LastSignedFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--last-signed",
+        envvar="FIELDPRINT_LAST_SIGNED",
+        help="File that remembers the last signed checkpoint; without it FOLDER.last-signed. Best on another disk.",
+    ),
+]
+QuorumFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--quorum", help="Trust policy (C2SP tlog-policy) whose witnesses are asked to cosign the log."
+    ),
+]

@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fieldprint.cli.inputs import read_input
+from fieldprint.cli.inputs import open_policy, open_writer, read_input
+from fieldprint.cli.log import LogArgument
+from fieldprint.cli.options import LastSignedFile, QuorumFile
 from fieldprint.cli.output import printable
 from fieldprint.errors import FormatError
 
 if TYPE_CHECKING:
-    from fieldprint.tlog import LogWriter
     from fieldprint.tlog.http_server import HttpServer
     from fieldprint.tlog.witness import Witness
 
 
 def log_serve(
-    folder: Annotated[Path, typer.Argument(help="The log's folder.")],
+    place: LogArgument,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="Port to listen on; 0 takes a free one.")] = 8080,
     token_file: Annotated[
@@ -30,8 +31,14 @@ def log_serve(
     ] = None,
     log_key: Annotated[
         Path | None,
-        typer.Option("--log-key", help="Private key that signs the log's checkpoints; with --token-file."),
+        typer.Option("--log-key", help="With --token-file: private key that signs the log's checkpoints."),
     ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option("--policy", help="With --token-file: policy (TOML) that names the log's key."),
+    ] = None,
+    last_signed: LastSignedFile = None,
+    quorum: QuorumFile = None,
     witness_key: Annotated[
         Path | None,
         typer.Option("--witness-key", help="Also be a witness, which cosigns with this private key."),
@@ -50,26 +57,32 @@ def log_serve(
 ) -> None:
     """Serve a log over HTTP: checkpoint, tiles and entries as static files, and /metrics. Ctrl-C ends it.
 
-    Read-only unless --token-file and --log-key are given. Plain HTTP: a proxy that speaks TLS belongs in front of it where
+    Read-only unless --token-file, --log-key and --policy are given. Plain HTTP: a proxy that speaks TLS belongs in front of it where
     others than this machine should reach it.
     """
     from fieldprint.tlog.http_server import HttpServer
     from fieldprint.tlog.serve import LogSite
     from fieldprint.tlog.storage import open_storage
 
-    if (token_file is None) != (log_key is None):
-        raise typer.BadParameter("--token-file and --log-key belong together: who may write, and who signs")
+    if len({token_file is None, log_key is None, policy is None}) != 1:
+        raise typer.BadParameter(
+            "--token-file, --log-key and --policy belong together: who may write, who signs"
+        )
     token = None if token_file is None else _token(token_file)
-    if not (folder / "checkpoint").exists():
-        raise typer.BadParameter(f"{folder} holds no log; make one with: fieldprint log new")
+    storage = open_storage(place)
+    if storage.read("checkpoint") is None:
+        raise typer.BadParameter(f"{place} holds no log; make one with: fieldprint log new")
     witness = _witness(witness_key, witness_name, witness_logs, witness_state)
     with ExitStack() as stack:
-        writer = None if log_key is None else stack.enter_context(_writer(folder, log_key))
-        site = LogSite(open_storage(folder), writer=writer, token=token, witness=witness)
+        writer = None
+        if log_key is not None and policy is not None:
+            writing = open_writer(place, log_key, open_policy(policy), last_signed, quorum=quorum)
+            writer = stack.enter_context(writing)
+        site = LogSite(storage, writer=writer, token=token, witness=witness)
         report = (lambda _line: None) if quiet else (lambda line: typer.echo(line, err=True))
         server = stack.enter_context(HttpServer(site, (host, port), report))
         typer.echo(
-            f"serving {folder} at {server.url}" + (", writable with the token" if writer else ", read-only")
+            f"serving {place} at {server.url}" + (", writable with the token" if writer else ", read-only")
         )
         _run_until_stopped(server)
 
@@ -101,16 +114,6 @@ def _token(path: Path) -> str:
         return check_token(data.decode("ascii").removesuffix("\n"))
     except UnicodeDecodeError:
         return check_token("")
-
-
-def _writer(folder: Path, log_key: Path) -> "LogWriter":
-    """The log's writer; the key signs for the origin that the log has."""
-    from fieldprint.anchor import load_private_key
-    from fieldprint.note import NoteSigner, parse_note
-    from fieldprint.tlog import Checkpoint, LogWriter
-
-    origin = Checkpoint.from_text(parse_note(read_input(folder / "checkpoint")).text).origin
-    return LogWriter(folder, NoteSigner(origin, load_private_key(log_key)))
 
 
 def _witness(key: Path | None, name: str, policy: Path | None, state: Path | None) -> "Witness | None":

@@ -28,7 +28,7 @@ def verify(
     entry: Annotated[
         Path | None, typer.Option("--entry", help="The entry of a proof that does not hold it itself.")
     ] = None,
-    log: Annotated[Path | None, typer.Option("--log", help="The log, for revocations.")] = None,
+    log: Annotated[str | None, typer.Option("--log", help="The log, for revocations.")] = None,
     as_json: Json = False,
 ) -> None:
     """Check receipts and proofs offline: with the files and a policy, without model, torch or network.

@@ -16,10 +16,6 @@ if TYPE_CHECKING:
     from fieldprint.tlog import LogReader
     from fieldprint.tlog.witness_client import Answers
 
-QuorumFile = Annotated[
-    Path, typer.Option("--quorum", help="Trust policy (C2SP tlog-policy) with the witnesses and their URLs.")
-]
-
 
 def log_witness(
     key: Annotated[
@@ -103,26 +99,29 @@ def _known_logs(texts: list[str], file: Path | None) -> list["VerifierKey"]:
 
 
 def log_cosign(
-    folder: Annotated[Path, typer.Argument(help="The log's folder.")],
+    place: Annotated[str, typer.Argument(help="The log's folder or URL.", metavar="LOG")],
     policy: Annotated[
         Path, typer.Option("--policy", help="Policy (TOML) or trust policy with the log's key.")
     ],
-    quorum: QuorumFile,
+    quorum: Annotated[
+        Path,
+        typer.Option("--quorum", help="Trust policy (C2SP tlog-policy) with the witnesses and their URLs."),
+    ],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write the cosigned checkpoint here.")
     ] = None,
     timeout: Annotated[float, typer.Option("--timeout", help="Seconds to wait for the witnesses.")] = 5.0,
     as_json: Json = False,
 ) -> None:
-    """Ask witnesses to cosign the log's checkpoint, and print or write it. The log's folder is not changed.
+    """Ask witnesses to cosign the log's checkpoint, and print or write it. The log is not changed.
 
     Exit code 1 if too few answered for the quorum; what they said is printed, and nothing is written.
     """
     from fieldprint.tlog import LogReader
     from fieldprint.tlog.witness_client import with_cosignatures
 
-    reader = LogReader(folder, open_trust(policy).log_keys)
-    found = ask_witnesses(reader, quorum, timeout)
+    reader = LogReader(place, open_trust(policy).log_keys)
+    found = _ask_witnesses(reader, quorum, timeout)
     note = with_cosignatures(reader.signed_checkpoint(), found.signatures)
     if out is not None:
         write_new(out, note)
@@ -134,7 +133,14 @@ def log_cosign(
         typer.echo(printable(f"warning: {said}"), err=True)
 
 
-def ask_witnesses(reader: "LogReader", quorum: Path, timeout: float) -> "Answers":
+def cosigned_checkpoint(reader: "LogReader", quorum: Path, timeout: float) -> bytes:
+    """The log's checkpoint with the cosignatures of a quorum on it."""
+    from fieldprint.tlog.witness_client import with_cosignatures
+
+    return with_cosignatures(reader.signed_checkpoint(), _ask_witnesses(reader, quorum, timeout).signatures)
+
+
+def _ask_witnesses(reader: "LogReader", quorum: Path, timeout: float) -> "Answers":
     """What the witnesses of a trust policy say to the log's checkpoint; an error if they are no quorum."""
     from fieldprint.tlog import TrustPolicy
     from fieldprint.tlog.witness_client import WitnessQuorum

@@ -3,6 +3,7 @@
 import base64
 from dataclasses import dataclass
 
+from fieldprint.errors import FormatError
 from fieldprint.note.signature import parse_tree_head
 
 
@@ -21,14 +22,21 @@ class Checkpoint:
     extensions: tuple[str, ...] = ()
 
     def to_text(self) -> str:
-        """The note text; `from_text` is its inverse."""
+        """The note text; `from_text` is its inverse.
+
+        Raises:
+            FormatError: nobody could read it: a line is empty, or the size or the root is none.
+        """
         lines = [
             self.origin,
             str(self.tree_size),
             base64.b64encode(self.root_hash).decode(),
             *self.extensions,
         ]
-        return "\n".join(lines) + "\n"
+        text = "\n".join(lines) + "\n"
+        if self.from_text(text) != self:
+            raise FormatError("a line of the checkpoint is more than one")
+        return text
 
     @classmethod
     def from_text(cls, text: str) -> "Checkpoint":

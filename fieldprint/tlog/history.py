@@ -70,10 +70,11 @@ class _Edge:
     def extend(self, entries: Sequence[bytes]) -> dict[str, bytes]:
         """Put entries behind the others; returns the bundles and tiles that this completes or begins."""
         objects: dict[str, bytes] = {}
-        tree, tail, levels = self.tree, self.tail, self.levels
+        tree, tail, levels, changed = self.tree, self.tail, self.levels, 0
         for entry in entries:
             tail.append(entry)
             made = tree.append(leaf_hash(entry))
+            changed = max(changed, -(-len(made) // HEIGHT))
             if len(tail) == WIDTH:
                 objects[bundle_path(tree.tree_size // WIDTH - 1)] = encode_bundle(tail)
                 tail.clear()
@@ -87,7 +88,7 @@ class _Edge:
                     levels[level].clear()
         if tail:
             objects[bundle_path(tree.tree_size // WIDTH, len(tail))] = encode_bundle(tail)
-        for level, hashes in enumerate(levels):
+        for level, hashes in enumerate(levels[:changed]):  # those above lie there already
             if hashes:
                 index = (tree.tree_size >> (HEIGHT * level)) // WIDTH
                 objects[tile_path(level, index, len(hashes))] = b"".join(hashes)

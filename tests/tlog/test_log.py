@@ -109,6 +109,24 @@ def test_checkpoint_text_has_the_three_lines() -> None:
 
 
 @pytest.mark.parametrize(
+    "checkpoint",
+    [
+        Checkpoint("", 7, ROOT),
+        Checkpoint("a\nb", 7, ROOT),
+        Checkpoint(ORIGIN, -1, ROOT),
+        Checkpoint(ORIGIN, 2**63, ROOT),
+        Checkpoint(ORIGIN, 7, ROOT[1:]),
+        Checkpoint(ORIGIN, 7, ROOT, ("",)),
+        Checkpoint(ORIGIN, 7, ROOT, ("a\nb",)),
+    ],
+    ids=repr,
+)
+def test_checkpoint_that_nobody_could_read_is_not_written(checkpoint: Checkpoint) -> None:
+    with pytest.raises(FormatError):
+        checkpoint.to_text()
+
+
+@pytest.mark.parametrize(
     "size",
     [
         "007",
@@ -355,6 +373,17 @@ def test_tiles_of_a_tree_of_three_levels_are_compared(tmp_path: Path) -> None:
         with pytest.raises(FormatError, match="lead to the checkpoint's root"):
             LogReader(path, KEYS).entry(index)
         flip(path / name, 9)
+
+
+def test_tile_with_bytes_left_over_is_refused(tmp_path: Path) -> None:
+    path = filled(tmp_path / "log", 300)
+    for name in (tile_path(0, 0), tile_path(0, 1, 44), tile_path(1, 0, 1)):
+        data = (path / name).read_bytes()
+        for more in (b"\0", bytes(32)):
+            (path / name).write_bytes(data + more)
+            with pytest.raises(FormatError, match="left over"):
+                list(LogReader(path, KEYS).entries())
+        (path / name).write_bytes(data)
 
 
 def test_truncated_tile_and_missing_tile(tmp_path: Path) -> None:
