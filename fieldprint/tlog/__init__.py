@@ -16,7 +16,7 @@ from fieldprint.tlog.merkle import (
 )
 from fieldprint.tlog.proof import LogProof, VerifiedEntry, prove_entry, verify_log_proof
 from fieldprint.tlog.reader import LogReader
-from fieldprint.tlog.storage import PosixStorage, Source, Storage, open_storage
+from fieldprint.tlog.storage import PosixStorage, Source, Storage, open_source, open_storage
 from fieldprint.tlog.trust import Trust, TrustPolicy, verify_checkpoint, verify_cosignatures
 from fieldprint.tlog.writer import Appended, LogWriter, Pending
 
@@ -39,6 +39,7 @@ __all__ = [
     "VerifiedEntry",
     "leaf_hash",
     "node_hash",
+    "open_source",
     "open_storage",
     "prove_consistency",
     "prove_entry",
