@@ -4,21 +4,31 @@ VENV   ?= .venv
 PIP    := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c requirements/dev.txt
 READY  := $(VENV)/.ready
 
-.PHONY: demo test lint bench bench-gpu bench-log crash-log figures docs clean
+.PHONY: demo test lint interop fuzz bench bench-audit bench-gpu bench-log crash-log figures docs clean
 
 demo: $(READY)  ## the whole story on a real model, into demo-out/
 	$(VENV)/bin/fieldprint demo
 
 test: $(READY)  ## everything that needs no GPU
-	$(VENV)/bin/python -m pytest -m "not gpu" --timeout 600
+	$(VENV)/bin/python -m pytest -m "not gpu and not interop" --timeout 600
 
 lint: $(READY)  ## format, lint, types
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
+interop: $(READY)  ## other people's clients verify our log; INTEROP=--allow-missing where one cannot be installed
+	$(VENV)/bin/python -m tests.interop $(INTEROP)
+
+fuzz: $(READY)  ## ten minutes of atheris over every parser; FUZZ='--seconds 60 --only note' for less
+	test -d .venv-fuzz/atheris || $(PIP) --target .venv-fuzz atheris
+	PYTHONPATH=$(CURDIR)/.venv-fuzz $(VENV)/bin/python -m tests.fuzz $(FUZZ)
+
 bench: $(READY)  ## measurements into benchmarks/results/
 	$(VENV)/bin/python -m benchmarks
+
+bench-audit: $(READY)  ## how fast a log is audited as it grows to 10^7 entries, and the memory that takes
+	$(VENV)/bin/python -m benchmarks.log_audit
 
 bench-gpu: $(READY)  ## the decode kernel on one GPU; PEERS=folder adds FlashAttention-3, FlashInfer and vLLM's kernel
 	$(VENV)/bin/python -m benchmarks.attention_gpu $(if $(PEERS),--peers $(PEERS))
@@ -36,7 +46,7 @@ docs: $(READY)  ## links resolve, every command and public name is described
 	$(VENV)/bin/python -m pytest -q tests/test_docs.py
 
 clean:  ## everything that the other targets made, .venv included
-	rm -rf $(VENV) demo-out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-interop .venv-fuzz demo-out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # Three calls, in this order: torch alone, so that nothing pulls a larger build of it; the demo model without its
 # dependencies, which would compile for a quarter of an hour; then the rest.

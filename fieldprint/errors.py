@@ -6,6 +6,7 @@
     ├── IntegrityError         bytes that are there are not the bytes that were committed
     ├── LogError               the log could not be read or written
     │   └── LogLockedError     another process writes this log
+    ├── RefusalError           a witness does not cosign (in tlog/witness.py, with the HTTP status)
     ├── ModelError             a model folder is missing, incomplete or of a family that is not supported
     └── CapacityError          no room: the page pool, the anchor limit or the disk
 

@@ -27,7 +27,7 @@ from fieldprint.anchor.dsse import (
 )
 from fieldprint.anchor.policy import Policy
 from fieldprint.anchor.sign import PAYLOAD_TYPE, Revocation
-from fieldprint.errors import FormatError
+from fieldprint.errors import FormatError, VerificationError
 
 MAX_EVENT_SIZE = 65535
 
@@ -78,44 +78,58 @@ class Registry:
             try:
                 fields = parse_canonical(entry, "the entry", MAX_EVENT_SIZE)
                 if fields.get("type") == "revoke":
-                    registry._revoke(fields, policy)
+                    revocation = read_revocation(fields, policy)
+                    registry.revoked.setdefault(revocation.anchor, revocation)
                 elif fields.get("type") == "promote":
-                    registry._promote(fields)
-            except FormatError:
+                    promotion = read_promotion(fields)
+                    registry.promotions.append(promotion)
+                    registry.superseded.update((digest, promotion.kind) for digest in promotion.supersedes)
+            except (FormatError, VerificationError):
                 continue
         return registry
 
-    def _revoke(self, fields: dict[str, object], policy: Policy) -> None:
-        check_keys(fields, {"envelope", "type", "v"}, "the revocation entry")
-        check_version(fields, "revoke", "the entry")
-        envelope = Envelope.from_bytes(decode_base64(fields["envelope"], "the revocation"))
-        signers = valid_signers(envelope, policy.trusted(policy.revokers))
-        if envelope.payload_type != PAYLOAD_TYPE or len(signers) < policy.revocation_threshold:
-            return
-        revocation = Revocation.from_bytes(envelope.payload)
-        self.revoked.setdefault(revocation.anchor, revocation)
 
-    def _promote(self, fields: dict[str, object]) -> None:
-        check_keys(
-            fields,
-            {"anchor", "fieldprint", "kind", "model", "supersedes", "type", "v"},
-            "the promotion entry",
+def read_revocation(fields: dict[str, object], policy: Policy) -> Revocation:
+    """The revocation in a parsed `revoke` entry, if the policy's revokers signed it.
+
+    Raises:
+        FormatError: the entry is malformed. VerificationError: too few revokers signed; check 1.
+    """
+    check_keys(fields, {"envelope", "type", "v"}, "the revocation entry")
+    check_version(fields, "revoke", "the entry")
+    envelope = Envelope.from_bytes(decode_base64(fields["envelope"], "the revocation"))
+    signers = valid_signers(envelope, policy.trusted(policy.revokers))
+    if envelope.payload_type != PAYLOAD_TYPE or len(signers) < policy.revocation_threshold:
+        raise VerificationError(
+            1,
+            f"{len(signers)} of {policy.revocation_threshold} needed signatures on the revocation are valid",
         )
-        check_version(fields, "promote", "the entry")
-        supersedes = fields["supersedes"]
-        if not isinstance(supersedes, list):
-            raise FormatError("the promotion's supersedes is no list")
-        if fields["kind"] not in KINDS:
-            raise FormatError("the promotion's kind is not known")
-        for digest in (fields["anchor"], fields["fieldprint"], fields["model"], *supersedes):
-            check_digest(digest, "a digest of the promotion")
-        self.promotions.append(
-            Promotion(
-                str(fields["anchor"]),
-                str(fields["fieldprint"]),
-                str(fields["model"]),
-                str(fields["kind"]),
-                tuple(supersedes),
-            )
-        )
-        self.superseded.update((digest, str(fields["kind"])) for digest in supersedes)
+    return Revocation.from_bytes(envelope.payload)
+
+
+def read_promotion(fields: dict[str, object]) -> Promotion:
+    """The promotion in a parsed `promote` entry.
+
+    Raises:
+        FormatError: the entry is malformed.
+    """
+    check_keys(
+        fields,
+        {"anchor", "fieldprint", "kind", "model", "supersedes", "type", "v"},
+        "the promotion entry",
+    )
+    check_version(fields, "promote", "the entry")
+    supersedes = fields["supersedes"]
+    if not isinstance(supersedes, list):
+        raise FormatError("the promotion's supersedes is no list")
+    if fields["kind"] not in KINDS:
+        raise FormatError("the promotion's kind is not known")
+    for digest in (fields["anchor"], fields["fieldprint"], fields["model"], *supersedes):
+        check_digest(digest, "a digest of the promotion")
+    return Promotion(
+        str(fields["anchor"]),
+        str(fields["fieldprint"]),
+        str(fields["model"]),
+        str(fields["kind"]),
+        tuple(supersedes),
+    )

@@ -10,9 +10,8 @@ from fieldprint.anchor.sign import PAYLOAD_TYPE
 from fieldprint.commit.leaf import Commitment, request_digest, text_digest, tokens_digest
 from fieldprint.commit.receipt import Receipt
 from fieldprint.errors import FormatError, VerificationError
-from fieldprint.note import verify_note
 from fieldprint.registry import Registry
-from fieldprint.tlog import Checkpoint, leaf_hash, verify_inclusion
+from fieldprint.tlog import Checkpoint, leaf_hash, verify_checkpoint, verify_cosignatures, verify_inclusion
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +29,10 @@ class VerifiedAnchor:
 
 @dataclass(frozen=True, slots=True)
 class VerifiedReceipt:
-    """A receipt that passed `verify_receipt`."""
+    """A receipt that passed `verify_receipt`.
+
+    witnesses: names of the policy's witnesses that cosigned its checkpoint, sorted.
+    """
 
     text: str
     prompt_len: int
@@ -40,6 +42,7 @@ class VerifiedReceipt:
     tree_size: int
     model: str
     anchor: VerifiedAnchor | None
+    witnesses: tuple[str, ...]
 
 
 def verify_anchor(
@@ -150,6 +153,7 @@ def verify_receipt(
     5. Prompt and tokens open the leaves' digests.
     6. The text opens the last leaf's digest.
     7. The anchor in the receipt passes `verify_anchor` for the leaves' model; its digest and fieldprint are the leaves'.
+    8. As many witnesses as the policy's minimum cosigned the checkpoint, and no cosignature by one of them is false.
 
     Args:
         data: the receipt's file.
@@ -182,6 +186,10 @@ def verify_receipt(
     if text_digest(receipt.salt, receipt.text) != chain[-1].text:
         raise VerificationError(6, "the text is not the one that was committed")
     anchor = _verified_receipt_anchor(receipt, chain[0], policy, now, registry)
+    try:
+        cosignatures = verify_cosignatures(receipt.checkpoint.encode(), policy)
+    except (FormatError, VerificationError) as error:
+        raise VerificationError(8, error.what, remedy=error.remedy) from error
     return VerifiedReceipt(
         text=receipt.text,
         prompt_len=len(receipt.prompt),
@@ -191,17 +199,15 @@ def verify_receipt(
         tree_size=checkpoint.tree_size,
         model=chain[0].model,
         anchor=anchor,
+        witnesses=tuple(sorted({signature.key.name for signature in cosignatures})),
     )
 
 
 def _verified_checkpoint(receipt: Receipt, policy: Policy) -> Checkpoint:
     try:
-        checkpoint = Checkpoint.from_text(verify_note(receipt.checkpoint.encode(), [policy.log_key]))
+        return verify_checkpoint(receipt.checkpoint.encode(), policy.log_keys)
     except (FormatError, VerificationError) as error:
         raise VerificationError(2, error.what, remedy="Is the policy's log key the right one?") from error
-    if checkpoint.origin != policy.log_key.name:
-        raise VerificationError(2, f"the checkpoint is of {checkpoint.origin}, not of {policy.log_key.name}")
-    return checkpoint
 
 
 def _verified_chain(receipt: Receipt) -> list[Commitment]:

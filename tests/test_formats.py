@@ -7,7 +7,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -20,14 +20,32 @@ from fieldprint.anchor import KINDS, AnchorArtifact, Envelope, Policy, Revocatio
 from fieldprint.blake3.naive import naive_digest, naive_root
 from fieldprint.commit import Commitment, Receipt, request_digest, text_digest, tokens_digest
 from fieldprint.errors import VerificationError
-from fieldprint.note import verify_note
+from fieldprint.note import COSIGNATURES, VerifierKey, verify_note, verify_signatures
 from fieldprint.registry import Registry
-from fieldprint.tlog import Checkpoint, LogReader, leaf_hash, verify_consistency
+from fieldprint.tlog import (
+    Checkpoint,
+    LogProof,
+    LogReader,
+    TrustPolicy,
+    leaf_hash,
+    verify_consistency,
+    verify_log_proof,
+)
 from fieldprint.tlog.tile import encode_bundle
+from fieldprint.tlog.witness import AddCheckpoint, RefusalError, Witness, WitnessState
 from fieldprint.verify import verify_anchor, verify_receipt
 
 FOLDER = Path(__file__).parent.parent / "docs" / "formats"
-PAGES = ("anchor.md", "policy.md", "log.md", "commitment.md", "receipt.md", "fieldprint.md")
+PAGES = (
+    "anchor.md",
+    "policy.md",
+    "log.md",
+    "witness.md",
+    "proof.md",
+    "commitment.md",
+    "receipt.md",
+    "fieldprint.md",
+)
 NOW = datetime(2027, 2, 1, 12, tzinfo=UTC)  # the time that README.md names
 NUMBERED = re.compile(r"^(\d+)\. ", re.MULTILINE)
 REFERENCE = re.compile(r"[Ll]ines?\s+(\d+)(?:\s+(?:to|and)\s+(\d+))*\s+of\s+\[([a-z]+\.md)\]")
@@ -192,6 +210,9 @@ def test_the_receipt_is_verified_by_the_policy(policy: Policy, log: LogReader, r
     verified = verify_receipt(data, policy, now=NOW)
     assert (verified.prompt_len, verified.num_tokens, verified.num_leaves) == (10, 8, 2)
     assert verified.anchor is not None and receipt.anchor == sample("anchor.md", "envelope")
+    assert verified.witnesses == ("witness.example/north",)
+    both = replace(policy, minimum_witnesses=2)
+    assert refused(lambda: verify_receipt(data, both, now=NOW)) == 8
     registry = Registry.replay(log.entries(), policy)
     assert refused(lambda: verify_receipt(data, policy, now=NOW, registry=registry)) == 7
 
@@ -206,6 +227,47 @@ def test_the_log_goes_on_from_the_checkpoint_of_the_receipt(
     assert (early.tree_size, late.tree_size) == (4, 5)
     proof = log.consistency_proof(early.tree_size)
     verify_consistency(early.tree_size, late.tree_size, proof, early.root_hash, late.root_hash)
+
+
+def test_the_proof_is_verified_by_both_policies(policy: Policy, entries: list[bytes]) -> None:
+    data = BLOCKS["proof.md"]["proof"].encode()
+    trust = TrustPolicy.from_bytes(BLOCKS["witness.md"]["trust"].encode())
+    assert LogProof.from_bytes(data).to_bytes() == data
+    for trusted in (policy, trust):
+        verified = verify_log_proof(data, trusted, entries[2])
+        assert (verified.index, verified.checkpoint.tree_size) == (2, 5)
+        assert refused(lambda t=trusted: verify_log_proof(data, t, entries[1])) == 4
+    both = replace(trust, groups=(replace(trust.groups[0], threshold=2),))
+    assert refused(lambda: verify_log_proof(data, both, entries[2])) == 3
+
+
+def test_the_witness_answers_the_request_with_the_line_of_the_checkpoint(
+    policy: Policy, tmp_path: Path
+) -> None:
+    """By a witness with the sample's key that saw the four entries of the receipt's checkpoint before."""
+    shown = BLOCKS["witness.md"]
+    request = AddCheckpoint.from_bytes(shown["request"].encode())
+    assert request.to_bytes().decode() == shown["request"] and request.old_size == 4
+    key = VerifierKey.parse(policy.witnesses[0], COSIGNATURES)
+    note = BLOCKS["log.md"]["checkpoint"]
+    (found,) = verify_signatures(note.encode(), [key]).signatures
+    assert found.line == shown["answer"] and note.endswith(shown["answer"])
+    text, _, _ = note.rpartition("\n\n")
+    assert shown["message"] == f"cosignature/v1\ntime {found.timestamp}\n{text}\n"
+    state = WitnessState(tmp_path / "north.db")
+    witness = Witness([GENERATOR.NORTH], [policy.log_key], state, GENERATOR.WITNESSED.timestamp)
+    early = Receipt.from_bytes(sample("receipt.md", "receipt")).checkpoint.encode()
+    with pytest.raises(RefusalError, match="0 entries"):
+        witness.add_checkpoint(request.to_bytes())
+    witness.add_checkpoint(AddCheckpoint(0, (), early).to_bytes())
+    assert witness.add_checkpoint(request.to_bytes()).decode() == shown["answer"]
+    state.close()
+
+
+def test_the_trust_policy_round_trips(policy: Policy) -> None:
+    trust = TrustPolicy.from_bytes(BLOCKS["witness.md"]["trust"].encode())
+    assert trust.to_bytes().decode() == BLOCKS["witness.md"]["trust"]
+    assert trust.log_keys == policy.log_keys and trust.witness_keys == policy.witness_keys
 
 
 def test_the_fieldprint_file_has_the_root_that_the_anchor_signs(artifact: AnchorArtifact) -> None:

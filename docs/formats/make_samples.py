@@ -7,7 +7,7 @@ word behind its fence. `tests/test_formats.py` compares the pages with `samples(
 import json
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -35,9 +35,11 @@ from fieldprint.commit import (
     text_digest,
     tokens_digest,
 )
-from fieldprint.note import NoteSigner
+from fieldprint.note import Cosigner, NoteSigner, parse_note
 from fieldprint.registry import Promotion, revocation_entry
-from fieldprint.tlog import LogReader, LogWriter, leaf_hash
+from fieldprint.tlog import Cosigned, LogReader, LogWriter, TrustPolicy, leaf_hash, prove_entry
+from fieldprint.tlog.trust import Group, KnownLog, KnownWitness
+from fieldprint.tlog.witness import AddCheckpoint, Witness, WitnessState
 
 FOLDER = Path(__file__).parent
 BLOCK = re.compile(r"^```(\w+) ([\w-]+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -64,6 +66,8 @@ def private_key(name: str) -> Ed25519PrivateKey:
 
 OWNER, REVIEWER = private_key("owner"), private_key("reviewer")
 LOG_SIGNER = NoteSigner("fieldprint.example/log", private_key("log"))
+NORTH, SOUTH = (Cosigner(f"witness.example/{name}", private_key(name)) for name in ("north", "south"))
+WITNESSED = datetime(2027, 1, 15, 9, 31, tzinfo=UTC)  # when the witness north saw everything
 
 
 def samples() -> dict[str, dict[str, str]]:
@@ -76,7 +80,7 @@ def samples() -> dict[str, dict[str, str]]:
     leaves = _leaves(artifact)
     abort = AbortEntry(leaves[0].request, 1, "damaged context pages [0]")
     promotion = Promotion(artifact.digest, root, MODEL, artifact.kind, artifact.supersedes)
-    log, receipt = _log(promotion.to_entry(), leaves, abort.to_bytes(), revocation, anchor)
+    log, witness, proof, receipt = _log(promotion.to_entry(), leaves, abort.to_bytes(), revocation, anchor)
     return {
         "anchor.md": {
             "envelope": _line(anchor),
@@ -87,6 +91,8 @@ def samples() -> dict[str, dict[str, str]]:
         },
         "policy.md": {"policy": _policy().to_bytes().decode()},
         "log.md": log,
+        "witness.md": witness,
+        "proof.md": {"proof": proof},
         "commitment.md": {
             "leaf": _line(leaves[1].to_bytes()),
             "leaf-before": _line(leaves[0].to_bytes()),
@@ -109,7 +115,44 @@ def _policy() -> Policy:
         "policy": KindRule(("owner", "reviewer"), 2, 512, 31, ("untrusted",)),
     }
     raw = {name: key.public_key().public_bytes_raw() for name, key in keys.items()}
-    return Policy(raw, rules, ("owner", "reviewer"), 1, str(LOG_SIGNER.verifier_key))
+    witnesses = (str(NORTH.verifier_key), str(SOUTH.verifier_key))
+    return Policy(raw, rules, ("owner", "reviewer"), 1, str(LOG_SIGNER.verifier_key), witnesses, 1)
+
+
+def _trust() -> TrustPolicy:
+    witnesses = tuple(
+        KnownWitness(name, cosigner.verifier_key, f"https://witness.example/{name}")
+        for name, cosigner in (("north", NORTH), ("south", SOUTH))
+    )
+    either = Group("either", 1, ("north", "south"))
+    return TrustPolicy((KnownLog(LOG_SIGNER.verifier_key),), witnesses, (either,), "either")
+
+
+class _NorthAlone:
+    """The witness north beside the log's writer; keeps the last request and its answer."""
+
+    def __init__(self) -> None:
+        self._state = WitnessState(Path(":memory:"))
+        clock = WITNESSED.timestamp
+        self._witness = Witness([NORTH], [LOG_SIGNER.verifier_key], self._state, clock)
+
+    def __call__(self, signed: bytes, prove: Callable[[int], list[bytes]]) -> Cosigned:
+        latest = self._state.latest(LOG_SIGNER.name)
+        size = latest.tree_size if latest else 0
+        self.request = AddCheckpoint(size, tuple(prove(size)) if size else (), signed).to_bytes()
+        self.answer = self._witness.add_checkpoint(self.request)
+        return Cosigned(self.answer, True)
+
+    def blocks(self) -> dict[str, str]:
+        """The blocks of witness.md."""
+        self._state.close()
+        text = parse_note(AddCheckpoint.from_bytes(self.request).checkpoint).text
+        return {
+            "request": self.request.decode(),
+            "answer": self.answer.decode(),
+            "message": f"cosignature/v1\ntime {int(WITNESSED.timestamp())}\n{text}",
+            "trust": _trust().to_bytes().decode(),
+        }
 
 
 def _fieldprint() -> tuple[dict[str, str], str]:
@@ -223,12 +266,13 @@ def _digests() -> str:
 
 def _log(
     promotion: bytes, leaves: Sequence[Commitment], abort: bytes, revocation: bytes, anchor: bytes
-) -> tuple[dict[str, str], Receipt]:
-    """The blocks of log.md, and the receipt, which was made before the anchor was revoked."""
+) -> tuple[dict[str, str], dict[str, str], str, Receipt]:
+    """The blocks of log.md and witness.md, the proof, and the receipt, made before the anchor was revoked."""
     first, second = (leaf.to_bytes() for leaf in leaves)
     with TemporaryDirectory() as name:
         folder = Path(name) / "log"
-        with LogWriter(folder, LOG_SIGNER, create=True) as log:
+        north = _NorthAlone()
+        with LogWriter(folder, LOG_SIGNER, create=True, cosign=north) as log:
             log.append([promotion])
             log.append([first])
             log.append([abort])
@@ -247,13 +291,14 @@ def _log(
         listing = [f"{path.stat().st_size:6} {path.relative_to(folder).as_posix()}\n" for path in files]
         entries = [_line(entry) for entry in reader.entries()]
         tile = (folder / "tile/0/000.p/5").read_bytes()
+        proof = prove_entry(reader, 2).to_bytes().decode()
     blocks = {
         "checkpoint": reader.signed_checkpoint().decode(),
         "folder": "".join(listing),
         "tile": "".join(tile[i : i + 32].hex() + "\n" for i in range(0, len(tile), 32)),
         "entries": "".join(entries),
     }
-    return blocks, receipt
+    return blocks, north.blocks(), proof, receipt
 
 
 def blocks(page: str) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from fieldprint.anchor.artifact import KINDS, AnchorArtifact, FieldprintRecord
 from fieldprint.anchor.dsse import Envelope, sign_envelope, valid_signers
-from fieldprint.anchor.keys import key_id, load_private_key, load_public_key, new_key
+from fieldprint.anchor.keys import key_id, load_cosigner_key, load_private_key, load_public_key, new_key
 from fieldprint.anchor.policy import KindRule, Policy
 from fieldprint.anchor.sign import Revocation, sign_anchor, sign_revocation
 
@@ -15,6 +15,7 @@ __all__ = [
     "Policy",
     "Revocation",
     "key_id",
+    "load_cosigner_key",
     "load_private_key",
     "load_public_key",
     "new_key",

@@ -106,8 +106,8 @@ def parse_canonical(data: bytes, what: str, limit: int) -> dict[str, Any]:
     if len(data) > limit:
         raise FormatError(f"{what} has {len(data)} bytes, more than {limit}")
     try:
-        fields = json.loads(data, parse_float=_no_float, parse_constant=_no_float)
-        again = rfc8785.dumps(fields)
+        fields = _DECODER.decode(data.decode())
+        again = _canonical(fields)
     except (ValueError, RecursionError, rfc8785.CanonicalizationError) as error:
         raise FormatError(f"{what} is not JSON as it must be: {error}") from error
     if again != data:
@@ -120,8 +120,29 @@ def parse_canonical(data: bytes, what: str, limit: int) -> dict[str, Any]:
     return fields
 
 
+def _canonical(value: Any) -> bytes:
+    """The bytes of rfc8785.dumps; several times as fast where all text is ASCII and all numbers are integers.
+
+    Then json.dumps escapes and sorts as RFC 8785 does. A value from json.loads has no other keys than texts, and
+    `_integer` and `_no_float` have refused what RFC 8785 cannot write.
+    """
+    text = _ENCODER.encode(value)
+    return text.encode() if text.isascii() else rfc8785.dumps(value)
+
+
+def _integer(text: str) -> int:
+    value = int(text)
+    if not -(2**53) < value < 2**53:
+        raise ValueError(f"{text[:20]} is not an integer that JSON keeps exactly")
+    return value
+
+
 def _no_float(text: str) -> float:
     raise ValueError(f"{text[:20]} is not an integer")
+
+
+_DECODER = json.JSONDecoder(parse_float=_no_float, parse_constant=_no_float, parse_int=_integer)
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def check_keys(fields: object, keys: set[str], what: str) -> None:

@@ -1,9 +1,10 @@
-"""Ed25519 keys in files: the private one readable by its owner only."""
+"""Keys in files, the private one readable by its owner only: Ed25519, and ML-DSA-44 for witnesses."""
 
 import os
 import re
 from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -18,19 +19,27 @@ from cryptography.hazmat.primitives.serialization import (
 
 from fieldprint.errors import FieldprintError, FormatError
 
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
+
 KEY_NAME = re.compile(r"[a-z0-9._-]{1,64}")
 
 
-def new_key(folder: Path, name: str) -> tuple[Path, Path]:
+def new_key(folder: Path, name: str, *, lattice: bool = False) -> tuple[Path, Path]:
     """The paths of a new key pair: NAME.key (PEM, mode 0600) and NAME.pub.
 
+    Args:
+        folder: where the files go.
+        name: of the key.
+        lattice: an ML-DSA-44 key, for a witness; else Ed25519.
+
     Raises:
-        FieldprintError: a file of that name exists; it is not overwritten.
+        FieldprintError: a file of that name exists; it is not overwritten. Or there is no ML-DSA-44 here.
         ValueError: `name` holds other characters than a-z, 0-9, dot, underscore, hyphen.
     """
     if not KEY_NAME.fullmatch(name):
         raise ValueError(f"name must match [a-z0-9._-]{{1,64}}, not {name!r}")
-    private = Ed25519PrivateKey.generate()
+    private = _new_lattice_key() if lattice else Ed25519PrivateKey.generate()
     folder.mkdir(parents=True, exist_ok=True)
     paths = (folder / f"{name}.key", folder / f"{name}.pub")
     contents = (
@@ -47,19 +56,53 @@ def new_key(folder: Path, name: str) -> tuple[Path, Path]:
     return paths
 
 
+def _new_lattice_key() -> "MLDSA44PrivateKey":
+    try:
+        from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
+
+        return MLDSA44PrivateKey.generate()
+    except (ImportError, UnsupportedAlgorithm):
+        raise FieldprintError(
+            "the installed cryptography has no ML-DSA-44", remedy="Install a newer release, or use Ed25519"
+        ) from None
+
+
 def load_private_key(path: Path) -> Ed25519PrivateKey:
     """The private key in `path`.
 
     Raises:
         FormatError: the file is missing, holds no Ed25519 key, or others than its owner may read it.
     """
+    key = _load_private(path)
+    if not isinstance(key, Ed25519PrivateKey):
+        raise FormatError(f"{path} holds no Ed25519 key")
+    return key
+
+
+def load_cosigner_key(path: Path) -> "Ed25519PrivateKey | MLDSA44PrivateKey":
+    """A witness's private key in `path`.
+
+    Raises:
+        FormatError: the file is missing, holds neither an Ed25519 nor an ML-DSA-44 key, or others may read it.
+    """
+    key = _load_private(path)
+    if isinstance(key, Ed25519PrivateKey):
+        return key
+    try:
+        from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
+    except ImportError:
+        MLDSA44PrivateKey = None  # type: ignore[assignment,misc]  # noqa: N806
+    if MLDSA44PrivateKey is None or not isinstance(key, MLDSA44PrivateKey):
+        raise FormatError(f"{path} holds neither an Ed25519 nor an ML-DSA-44 key")
+    return key
+
+
+def _load_private(path: Path) -> object:
     data = _read(path)
     try:
         key = load_pem_private_key(data, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
         raise FormatError(f"{path} holds no private key in PEM") from None
-    if not isinstance(key, Ed25519PrivateKey):
-        raise FormatError(f"{path} holds no Ed25519 key")
     if path.stat().st_mode & 0o077:
         raise FormatError(f"{path} may be read by others than its owner", remedy=f"chmod 600 {path}")
     return key

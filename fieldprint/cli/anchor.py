@@ -15,6 +15,7 @@ from fieldprint.cli.options import (
     LogPlace,
     ModelFolder,
     PolicyFile,
+    QuorumFile,
     SigningKeys,
 )
 from fieldprint.cli.output import print_result
@@ -138,6 +139,7 @@ def anchor_revoke(
     log_key: LogKey,
     reason: Annotated[str, typer.Option("--reason", help="Why; it is public.")],
     last_signed: LastSignedFile = None,
+    quorum: QuorumFile = None,
 ) -> None:
     """Sign a revocation and append it to the log; from then on the anchor is refused."""
     from fieldprint.anchor import AnchorArtifact, Envelope, load_private_key, sign_revocation
@@ -151,6 +153,6 @@ def anchor_revoke(
         raise VerificationError(
             1, "these keys may not revoke under the policy", remedy="Use keys of [revocation]"
         )
-    with open_writer(log, log_key, trusted, last_signed) as writer:
+    with open_writer(log, log_key, trusted, last_signed, quorum=quorum) as writer:
         index = writer.append([entry]).first_index
     typer.echo(f"revoked {digest[:16]}: entry {index} of {log}")

@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from fieldprint.cli import anchor, generate, keys, log, policy, verify
+from fieldprint.cli import anchor, audit, generate, keys, log, policy, proof, serve, verify, witness
 from fieldprint.errors import FieldprintError
 
 EXTRAS = dict.fromkeys(("torch", "transformers", "safetensors", "numpy"), "demo") | {
@@ -23,6 +23,12 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(policy.app, name="policy")
 app.add_typer(anchor.app, name="anchor")
 app.add_typer(log.app, name="log")
+log.app.command("audit")(audit.log_audit)
+log.app.command("serve")(serve.log_serve)
+log.app.command("proof")(proof.log_proof)
+log.app.command("renew")(proof.log_renew)
+log.app.command("witness")(witness.log_witness)
+log.app.command("cosign")(witness.log_cosign)
 for command in (generate.promote, generate.generate, verify.verify, generate.model, generate.demo):
     app.command()(command)
 

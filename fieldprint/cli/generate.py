@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fieldprint.cli.inputs import open_model, open_policy, open_registry, open_writer, read_input
-from fieldprint.cli.options import Json, LastSignedFile, LogKey, LogPlace, ModelFolder, PolicyFile
+from fieldprint.cli.options import Json, LastSignedFile, LogKey, LogPlace, ModelFolder, PolicyFile, QuorumFile
 from fieldprint.cli.output import print_result, printable
 from fieldprint.errors import CapacityError
 
@@ -92,6 +92,7 @@ def generate(
         bool, typer.Option("--raw", help="Use the prompts as they are, without the chat template.")
     ] = False,
     last_signed: LastSignedFile = None,
+    quorum: QuorumFile = None,
     as_json: Json = False,
 ) -> None:
     """Generate under a pinned anchor; every page is committed before it is final. Ctrl-C ends and commits."""
@@ -125,7 +126,7 @@ def generate(
     progress = _Progress(show=not as_json and sys.stderr.isatty())
     started = time.perf_counter()
     try:
-        with open_writer(log, log_key, trusted, last_signed) as writer:
+        with open_writer(log, log_key, trusted, last_signed, quorum=quorum) as writer:
             answers = run(
                 requests,
                 model=loaded,

@@ -1,5 +1,8 @@
 """Opening what options name: files, policies, logs, models."""
 
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +14,7 @@ if TYPE_CHECKING:
     from fieldprint.adapters.transformers import LoadedModel
     from fieldprint.anchor import Policy
     from fieldprint.registry import Registry
-    from fieldprint.tlog import LogReader, LogWriter
+    from fieldprint.tlog import LogReader, LogWriter, TrustPolicy
 
 
 def read_input(path: Path) -> bytes:
@@ -40,6 +43,16 @@ def open_policy(path: Path) -> "Policy":
     return Policy.from_bytes(read_input(path))
 
 
+def open_trust(path: Path) -> "Policy | TrustPolicy":
+    """A policy, or a C2SP trust policy, which begins with a line of its own: no TOML line has these words."""
+    from fieldprint.tlog import TrustPolicy
+
+    data = read_input(path)
+    if re.match(rb"(?:[ \t]*(?:#[^\n]*)?\n)*[ \t]*(?:log|witness|group|quorum)[ \t]+[^ \t=]", data):
+        return TrustPolicy.from_bytes(data)
+    return open_policy(path)
+
+
 def open_reader(place: Path | str, policy: "Policy") -> "LogReader":
     """The log, read with the policy's key."""
     from fieldprint.tlog import LogReader
@@ -54,20 +67,32 @@ def open_registry(place: Path | str, policy: "Policy") -> "Registry":
     return Registry.replay(open_reader(place, policy).entries(), policy)
 
 
+@contextmanager
 def open_writer(
-    place: str, log_key: Path, policy: "Policy", last_signed: Path | None, *, adopt: bool = False
-) -> "LogWriter":
-    """The log's writer, if the key is the policy's."""
+    place: str,
+    log_key: Path,
+    policy: "Policy",
+    last_signed: Path | None,
+    *,
+    adopt: bool = False,
+    quorum: Path | None = None,
+) -> Iterator["LogWriter"]:
+    """The log's writer, if the key is the policy's; it asks the witnesses of a trust policy, if one is given."""
     from fieldprint.anchor import load_private_key
     from fieldprint.note import NoteSigner
-    from fieldprint.tlog import LogWriter
+    from fieldprint.tlog import LogWriter, TrustPolicy
+    from fieldprint.tlog.witness_client import WitnessQuorum
 
     signer = NoteSigner(policy.log_key.name, load_private_key(log_key))
     if signer.verifier_key != policy.log_key:
         raise VerificationError(
             2, f"{log_key} is not the log key of the policy", remedy="Give the key of that log"
         )
-    return LogWriter(place, signer, last_signed=last_signed, adopt=adopt)
+    with ExitStack() as stack:
+        ask = None
+        if quorum is not None:
+            ask = stack.enter_context(closing(WitnessQuorum(TrustPolicy.from_bytes(read_input(quorum)))))
+        yield stack.enter_context(LogWriter(place, signer, last_signed=last_signed, adopt=adopt, cosign=ask))
 
 
 def open_model(folder: Path | None, dtype: str = "float32") -> "LoadedModel":

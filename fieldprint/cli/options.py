@@ -21,3 +21,9 @@ LastSignedFile = Annotated[
         help="File that remembers the last signed checkpoint; without it FOLDER.last-signed. Best on another disk.",
     ),
 ]
+QuorumFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--quorum", help="Trust policy (C2SP tlog-policy) whose witnesses are asked to cosign the log."
+    ),
+]

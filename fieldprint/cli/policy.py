@@ -19,17 +19,27 @@ def policy_new(
     log_pub: Annotated[Path, typer.Option("--log-pub", help="Public key of the log.")],
     origin: Annotated[str, typer.Option("--origin", help="Name of the log.")] = "fieldprint.local/log",
     threshold: Annotated[int, typer.Option("--threshold", help="Signatures that an anchor needs.")] = 1,
+    witness: Annotated[
+        list[str] | None, typer.Option("--witness", help="Verifier key of a witness; may be repeated.")
+    ] = None,
+    minimum: Annotated[
+        int | None, typer.Option("--min-witnesses", help="Witnesses that a receipt needs; all, if not given.")
+    ] = None,
 ) -> None:
     """Write a policy: these keys sign anchors of every kind, untrusted taint is refused, anchors live a year."""
     from fieldprint.anchor import KINDS, KindRule, Policy, load_public_key
-    from fieldprint.note import VerifierKey
+    from fieldprint.note import COSIGNATURES, VerifierKey
 
     names = {path.stem: load_public_key(path).public_bytes_raw() for path in signer}
     if len(names) != len(signer):
         raise ValueError("two --signer files have the same name, and a policy names keys by it; rename one")
     rule = KindRule(tuple(names), threshold, 512, 366, ("untrusted",))
     verifier = VerifierKey(origin, load_public_key(log_pub).public_bytes_raw())
-    policy = Policy(names, dict.fromkeys(KINDS, rule), tuple(names), threshold, str(verifier))
+    known = tuple(witness or ())
+    witnesses = {VerifierKey.parse(text, COSIGNATURES).name for text in known}
+    needed = len(witnesses) if minimum is None else minimum
+    rules = dict.fromkeys(KINDS, rule)
+    policy = Policy(names, rules, tuple(names), threshold, str(verifier), known, needed)
     Policy.from_bytes(policy.to_bytes())  # refuses what nobody could read
     write_new(out, policy.to_bytes())
     typer.echo(f"wrote {out}")

@@ -4,13 +4,14 @@ The worker thread that makes them is `fieldprint.commit.committer`; it needs tor
 """
 
 from fieldprint.commit.leaf import AbortEntry, Commitment, request_digest, text_digest, tokens_digest
-from fieldprint.commit.receipt import LeafProof, Receipt
+from fieldprint.commit.receipt import LeafProof, Receipt, renew_receipt
 
 __all__ = [
     "AbortEntry",
     "Commitment",
     "LeafProof",
     "Receipt",
+    "renew_receipt",
     "request_digest",
     "text_digest",
     "tokens_digest",

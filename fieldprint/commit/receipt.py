@@ -3,7 +3,7 @@
 Canonical JSON (RFC 8785), one object:
 
     anchor      base64 of the signed artifact, or null
-    checkpoint  the log's checkpoint, a signed note
+    checkpoint  the log's checkpoint, a signed note, with the cosignatures that it carries
     leaves      [{"index": 41, "leaf": "<the leaf's JSON as text>", "proof": ["<base64>", ...]}, ...]
     prompt, tokens   token ids of prompt and answer
     salt        32 hex digits; opens the salted digests
@@ -12,14 +12,15 @@ Canonical JSON (RFC 8785), one object:
 """
 
 import base64
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import rfc8785
 
 from fieldprint.anchor.dsse import check_keys, check_version, decode_base64, parse_canonical
 from fieldprint.commit.leaf import SALT_SIZE
-from fieldprint.errors import FormatError
+from fieldprint.errors import FormatError, IntegrityError
+from fieldprint.tlog import LogReader
 
 MAX_RECEIPT_SIZE = 64 << 20
 
@@ -101,6 +102,29 @@ class Receipt:
             if fields["anchor"] is None
             else decode_base64(fields["anchor"], "the receipt's anchor"),
         )
+
+
+def renew_receipt(receipt: Receipt, log: LogReader, checkpoint: bytes | None = None) -> Receipt:
+    """The receipt with proofs to the log's present checkpoint, which may have cosignatures that the old one lacks.
+
+    Args:
+        receipt: of a request in that log.
+        log: the reader.
+        checkpoint: the reader's checkpoint with more cosignatures on it; None takes it as the log has it.
+
+    Raises:
+        IntegrityError: the log holds another entry where the receipt has a leaf, or ends before it.
+    """
+    size = log.checkpoint().tree_size
+    for item in receipt.leaves:
+        if item.index >= size or log.entry(item.index) != item.leaf:
+            raise IntegrityError(
+                f"the log does not hold the receipt's leaf at entry {item.index}",
+                remedy="Is this the log of the receipt? If it is, keep the receipt: it proves that the log was altered",
+            )
+    leaves = tuple(replace(item, proof=tuple(log.inclusion_proof(item.index))) for item in receipt.leaves)
+    note = log.signed_checkpoint() if checkpoint is None else checkpoint
+    return replace(receipt, checkpoint=note.decode(), leaves=leaves)
 
 
 def _leaf(item: Any) -> LeafProof:

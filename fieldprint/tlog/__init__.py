@@ -14,8 +14,10 @@ from fieldprint.tlog.merkle import (
     verify_inclusion,
     verify_subtree,
 )
+from fieldprint.tlog.proof import LogProof, VerifiedEntry, prove_entry, verify_log_proof
 from fieldprint.tlog.reader import LogReader
-from fieldprint.tlog.storage import PosixStorage, Source, Storage, open_storage
+from fieldprint.tlog.storage import PosixStorage, Source, Storage, open_source, open_storage
+from fieldprint.tlog.trust import Trust, TrustPolicy, verify_checkpoint, verify_cosignatures
 from fieldprint.tlog.writer import Appended, LogWriter, Pending
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "CompactRange",
     "Cosign",
     "Cosigned",
+    "LogProof",
     "LogReader",
     "LogWriter",
     "Pending",
@@ -31,14 +34,22 @@ __all__ = [
     "Source",
     "State",
     "Storage",
+    "Trust",
+    "TrustPolicy",
+    "VerifiedEntry",
     "leaf_hash",
     "node_hash",
+    "open_source",
     "open_storage",
     "prove_consistency",
+    "prove_entry",
     "prove_inclusion",
     "prove_subtree",
     "tree_hash",
+    "verify_checkpoint",
     "verify_consistency",
+    "verify_cosignatures",
     "verify_inclusion",
+    "verify_log_proof",
     "verify_subtree",
 ]

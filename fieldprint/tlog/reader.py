@@ -11,7 +11,7 @@ from fieldprint.errors import FormatError, LogError, VerificationError
 from fieldprint.note import VerifierKey, verify_note
 from fieldprint.tlog import merkle
 from fieldprint.tlog.checkpoint import Checkpoint
-from fieldprint.tlog.storage import Source, open_storage
+from fieldprint.tlog.storage import Source, open_source
 from fieldprint.tlog.tile import HEIGHT, WIDTH, bundle_path, decode_bundle, decode_tile, tile_path
 
 CACHED_TILES = 4096  # some 80 MB; the oldest goes
@@ -24,7 +24,7 @@ class LogReader:
     """
 
     def __init__(self, place: Path | str | Source, keys: Sequence[VerifierKey]) -> None:
-        self.source: Source = open_storage(place) if isinstance(place, Path | str) else place
+        self.source: Source = open_source(place) if isinstance(place, Path | str) else place
         self.keys = tuple(keys)
         self.refresh()
 

@@ -1,10 +1,14 @@
 """Keys, artifacts and policies: round trips, and what is refused."""
 
+import sys
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +18,7 @@ from fieldprint.anchor import (
     Envelope,
     KindRule,
     Policy,
+    load_cosigner_key,
     load_private_key,
     load_public_key,
     new_key,
@@ -21,7 +26,8 @@ from fieldprint.anchor import (
 )
 from fieldprint.anchor.dsse import pae
 from fieldprint.errors import FieldprintError, FormatError
-from fieldprint.note import NoteSigner
+from fieldprint.note import COSIGNATURE_MLDSA44, Cosigner, NoteSigner
+from tests.witnessing import EAST, NORTH, SOUTH, latticed
 
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
 names = st.from_regex(r"[a-z0-9._-]{1,12}", fullmatch=True)
@@ -101,6 +107,58 @@ def policy() -> Policy:
 def test_a_policy_round_trips() -> None:
     made = policy()
     assert Policy.from_bytes(made.to_bytes()) == made
+
+
+@pytest.mark.parametrize("origin", ['a"b', "a\\b", "\u00e9", "a\\u0041", "[x]", "#"])
+def test_a_policy_round_trips_whatever_the_log_is_called(origin: str) -> None:
+    made = replace(policy(), log=str(NoteSigner(origin, Ed25519PrivateKey.generate()).verifier_key))
+    assert Policy.from_bytes(made.to_bytes()) == made
+
+
+def test_a_policy_with_witnesses_round_trips_and_counts_names() -> None:
+    plain = policy()
+    north, lattice = NORTH.verifier_key, latticed(NORTH.name).verifier_key
+    made = replace(plain, witnesses=(str(north), str(lattice), str(SOUTH.verifier_key)), minimum_witnesses=2)
+    assert Policy.from_bytes(made.to_bytes()) == made and made.to_bytes().startswith(plain.to_bytes())
+    assert not made.quorum_met([north, lattice]) and not made.quorum_met([north, EAST.verifier_key])
+    assert made.quorum_met([lattice, SOUTH.verifier_key])
+    assert made.quorum_text == "2 of witness.example/north, witness.example/south"
+    assert plain.quorum_met([]) and plain.log_keys == (plain.log_key,)
+
+
+def test_a_policy_has_at_most_64_witnesses() -> None:
+    keys = [Cosigner("w", Ed25519PrivateKey.generate()).verifier_key for _ in range(65)]
+    assert replace(policy(), witnesses=tuple(map(str, keys[:64]))).witness_keys
+    with pytest.raises(FormatError, match="more than 64"):
+        replace(policy(), witnesses=tuple(map(str, keys)))
+
+
+def test_a_witness_may_have_a_lattice_key_and_an_anchors_signer_may_not(tmp_path: Path) -> None:
+    private, public = new_key(tmp_path, "witness", lattice=True)
+    assert private.stat().st_mode & 0o777 == 0o600 and b"PUBLIC KEY" in public.read_bytes()
+    assert Cosigner("w", load_cosigner_key(private)).verifier_key.signature_type is COSIGNATURE_MLDSA44
+    for load, path in ((load_private_key, private), (load_public_key, public)):
+        with pytest.raises(FormatError, match="no Ed25519 key"):
+            load(path)
+    ordinary, _ = new_key(tmp_path, "ordinary")
+    assert isinstance(load_cosigner_key(ordinary), Ed25519PrivateKey)
+    private.chmod(0o640)
+    with pytest.raises(FormatError, match="chmod 600"):
+        load_cosigner_key(private)
+    other = X25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    private.chmod(0o600)
+    private.write_bytes(other)
+    with pytest.raises(FormatError, match="neither an Ed25519 nor"):
+        load_cosigner_key(private)
+
+
+def test_without_mldsa_lattice_keys_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    private, _ = new_key(tmp_path, "witness", lattice=True)
+    monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.asymmetric.mldsa", None)
+    with pytest.raises(FieldprintError, match="no ML-DSA-44"):
+        new_key(tmp_path, "another", lattice=True)
+    with pytest.raises(FormatError, match="neither an Ed25519 nor"):
+        load_cosigner_key(private)
 
 
 @pytest.mark.parametrize(

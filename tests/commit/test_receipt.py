@@ -1,6 +1,8 @@
 """The receipt's bytes: they come back, and every deviation is refused before anything is checked."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,9 +10,12 @@ import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fieldprint.commit import LeafProof, Receipt
+from fieldprint.commit import LeafProof, Receipt, renew_receipt
 from fieldprint.commit import receipt as module
-from fieldprint.errors import FormatError
+from fieldprint.errors import FormatError, IntegrityError
+from fieldprint.tlog import LogReader, LogWriter
+from fieldprint.verify import verify_receipt
+from tests.vectors.make_vectors import NOW, SIGNER, policy, story
 
 hashes = st.binary(min_size=32, max_size=32)
 leaves = st.builds(
@@ -38,6 +43,25 @@ RECEIPT = Receipt(
 @given(receipts)
 def test_a_receipt_round_trips(receipt: Receipt) -> None:
     assert Receipt.from_bytes(receipt.to_bytes()) == receipt
+
+
+def test_a_receipt_is_renewed_with_proofs_to_the_present_checkpoint(tmp_path: Path) -> None:
+    entries, old = story()
+    with LogWriter(tmp_path / "log", SIGNER, create=True) as log:
+        log.append(entries)
+        log.append([b"later"])
+    reader = LogReader(tmp_path / "log", [SIGNER.verifier_key])
+    renewed = renew_receipt(old, reader)
+    assert verify_receipt(old.to_bytes(), policy(), now=NOW).tree_size == 10
+    assert verify_receipt(renewed.to_bytes(), policy(), now=NOW).tree_size == 11
+    assert replace(renewed, checkpoint=old.checkpoint, leaves=old.leaves) == old
+    other = renew_receipt(old, reader, renewed.checkpoint.encode() + b"more\n").checkpoint
+    assert other == renewed.checkpoint + "more\n"
+    moved = replace(old, leaves=(replace(old.leaves[0], index=5), *old.leaves[1:]))
+    beyond = replace(old, leaves=(replace(old.leaves[0], index=11), *old.leaves[1:]))
+    for wrong in (moved, beyond):
+        with pytest.raises(IntegrityError, match="does not hold"):
+            renew_receipt(wrong, reader)
 
 
 @given(st.binary(max_size=200))

@@ -3,7 +3,7 @@
     checkpoint    tile/0/000    tile/0/001.p/44    tile/entries/000
 
 A `Source` can be read; a `Storage` is a source that a writer fills. `open_storage` takes a folder, or the URL of an
-object store.
+object store; `open_source` also that of a server.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,7 +12,7 @@ from typing import Protocol
 
 from fieldprint.tlog.storage.posix import PosixStorage
 
-__all__ = ["PosixStorage", "Source", "Storage", "open_storage"]
+__all__ = ["PosixStorage", "Source", "Storage", "open_source", "open_storage"]
 
 
 class Source(Protocol):
@@ -56,6 +56,20 @@ class Storage(Source, Protocol):
         Raises:
             LogError: it holds something else than `previous`, or cannot be written. CapacityError: no room.
         """
+
+
+def open_source(place: Path | str) -> Source:
+    """The source at the http or https URL of a log, in a folder or in an object store.
+
+    Raises:
+        ValueError: an http or https URL with a user, a query or a fragment.
+        LogError: as `open_storage`.
+    """
+    if isinstance(place, str) and place.startswith(("http://", "https://")):
+        from fieldprint.tlog.storage.http import HttpSource
+
+        return HttpSource(place)
+    return open_storage(place)
 
 
 def open_storage(place: Path | str) -> Storage:

@@ -1,0 +1,7 @@
+module fieldprint.example/interop
+
+go 1.19
+
+require golang.org/x/mod v0.7.0
+
+replace golang.org/x/mod => ./mod

@@ -1,0 +1,299 @@
+"""The audit of entries and its state file: against a slow twin, over interruptions, and with a state that was damaged."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rfc8785
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fieldprint.audit
+from fieldprint.anchor import sign_revocation
+from fieldprint.audit import Audit, AuditState, EntryCheck, load_state, save_state
+from fieldprint.commit import AbortEntry, Commitment
+from fieldprint.errors import FieldprintError, FormatError, LogError
+from fieldprint.note import NoteSigner
+from fieldprint.registry import Promotion, Registry, revocation_entry
+from fieldprint.tlog import LogWriter, leaf_hash, open_source
+from fieldprint.tlog.audit import Audited, AuditError
+from tests.signing import make_policy
+from tests.vectors.log.make_log_vectors import leaf
+from tests.vectors.make_vectors import NOW
+
+OWNER, LOG, STRANGER = (Ed25519PrivateKey.from_private_bytes(bytes([i]) * 32) for i in (1, 2, 3))
+POLICY = make_policy(OWNER, LOG)
+SIGNER = NoteSigner(POLICY.log_key.name, LOG)
+REQUESTS = [f"{i:064x}" for i in range(3)]
+
+
+def chain(request: str, pages: int, *, end: bool = True) -> list[bytes]:
+    made: list[bytes] = []
+    for page in range(pages):
+        made.append(leaf(page, made[-1] if made else None, last=end and page == pages - 1, request=request))
+    return made
+
+
+def story(size: int = 700) -> list[bytes]:
+    """Promotions, revocations, three requests at a time, aborts, and entries of others; nothing is wrong."""
+    chance, entries, open_chains = random.Random(4), [], [chain(name, 9) for name in REQUESTS]
+    number = len(REQUESTS)
+    while len(entries) < size:
+        kind = chance.randrange(8)
+        if kind == 0:
+            entries.append(Promotion("aa" * 32, "bb" * 32, "cc" * 32, "identity").to_entry())
+        elif kind == 1:
+            entries.append(revocation_entry(sign_revocation(f"{len(entries):064x}", "lost", NOW, [OWNER])))
+        elif kind == 2:
+            entries.append(AbortEntry(REQUESTS[0], 1, "damaged context pages [0]").to_bytes())
+        elif kind == 3:
+            entries.append(chance.randbytes(20))
+        else:
+            row = open_chains[chance.randrange(3)]
+            entries.append(row.pop(0))
+            if not row:
+                row.extend(chain(f"{number:064x}", chance.randrange(1, 12)))
+                number += 1
+    return entries
+
+
+def naive_findings(entries: list[bytes]) -> list[int]:
+    """The slow twin: for each entry by itself, whether it is what its type promises; chains by looking back."""
+    bad = []
+    for index, entry in enumerate(entries):
+        try:
+            fields = json.loads(entry)
+            if rfc8785.dumps(fields) != entry:
+                continue
+        except Exception:
+            continue
+        kind = fields.get("type") if isinstance(fields, dict) else None
+        try:
+            if kind == "promote":
+                if len(Registry.replay([entry], POLICY).promotions) != 1:
+                    raise FormatError("no")
+            elif kind == "revoke":
+                if len(Registry.replay([entry], POLICY).revoked) != 1:
+                    raise FormatError("no")
+            elif kind == "abort":
+                if AbortEntry(fields["request"], fields["page"], fields["reason"]).to_bytes() != entry:
+                    raise FormatError("no")
+            elif kind == "commitment":
+                found = Commitment.from_bytes(entry)
+                before = None
+                for earlier in entries[:index]:
+                    try:
+                        candidate = Commitment.from_bytes(earlier)
+                    except FormatError:
+                        continue
+                    if candidate.request == found.request:
+                        before = (candidate, leaf_hash(earlier).hex())
+                expected: Any = (0, 0, None)
+                if before is not None and before[0].text is None:
+                    expected = (before[0].page + 1, before[0].end, before[1])
+                if (found.page, found.start, found.previous) != expected:
+                    raise FormatError("no")
+        except FormatError:
+            bad.append(index)
+    return bad
+
+
+def check_all(entries: list[bytes]) -> EntryCheck:
+    check = EntryCheck(POLICY)
+    for index, entry in enumerate(entries):
+        check.add(index, entry, leaf_hash(entry))
+    return check
+
+
+def test_a_story_without_mistakes_has_no_findings() -> None:
+    check = check_all(story())
+    assert check.findings == [] == naive_findings(story(200))
+    assert check.counts.total() == 700 and min(check.counts.values()) > 30
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.tuples(st.sampled_from("dse"), st.integers(0, 59), st.integers(0, 59)), max_size=4))
+def test_findings_are_those_of_the_slow_twin(edits: list[tuple[str, int, int]]) -> None:
+    """After entries were dropped, swapped or edited."""
+    entries = story(60)
+    for what, a, b in edits:
+        a, b = a % len(entries), b % len(entries)
+        if what == "d":
+            del entries[a]
+        elif what == "s":
+            entries[a], entries[b] = entries[b], entries[a]
+        else:
+            entries[a] = entries[a].replace(b"1", b"2", 1 + b % 3)
+    check = check_all(entries)
+    assert [finding.index for finding in check.findings] == naive_findings(entries)
+
+
+def test_without_a_policy_revocations_are_parsed_and_not_judged() -> None:
+    forged = revocation_entry(sign_revocation("aa" * 32, "lost", NOW, [STRANGER]))
+    check = EntryCheck(None)
+    check.add(0, forged, leaf_hash(forged))
+    assert check.findings == [] and check_all([forged]).num_findings == 1
+    check.add(1, b'{"type":"revoke","v":1}', bytes(32))
+    assert check.num_findings == 1
+
+
+def test_open_requests_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was left behind is parsed and counted, and is no finding."""
+    monkeypatch.setattr(fieldprint.audit, "MAX_CHAINS", 5)
+    rows = [chain(f"{i:064x}", 2) for i in range(20)]
+    check = check_all([row[0] for row in rows] + [row[1] for row in rows])
+    assert len(check.chains) <= 5 and check.findings == []
+    assert check.unfollowed == 15 == check.dropped
+
+
+def test_findings_are_counted_beyond_those_that_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fieldprint.audit, "MAX_FINDINGS", 3)
+    check = check_all([b'{"type":"abort","v":2}'] * 10)
+    assert check.num_findings == 10 and [f.index for f in check.findings] == [0, 1, 2]
+
+
+# The state
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("audit") / "log"
+    with LogWriter(path, SIGNER, create=True) as log:
+        log.append([*story(), b'{"type":"abort","v":2}'])
+    return path
+
+
+def finished(folder: Path, state: AuditState | None = None) -> Audit:
+    audit = Audit(open_source(folder), POLICY, POLICY, state)
+    for _ in audit.run():
+        pass
+    return audit
+
+
+def test_an_audit_interrupted_after_any_step_ends_as_one_in_one_go(folder: Path, tmp_path: Path) -> None:
+    whole = finished(folder).state().to_bytes()
+    for steps in range(3):
+        audit = Audit(open_source(folder), POLICY, POLICY)
+        positions = audit.run()
+        for _ in range(steps):
+            next(positions)
+        save_state(tmp_path / "state", audit.state())
+        again = load_state(tmp_path / "state", POLICY, POLICY)
+        assert again is not None and again.audited.position == 256 * steps
+        assert finished(folder, again).state().to_bytes() == whole
+    assert [finding.index for finding in finished(folder).entries.findings] == [700]
+
+
+def test_a_finished_audit_finds_nothing_new(folder: Path) -> None:
+    state = finished(folder).state()
+    assert list(Audit(open_source(folder), POLICY, POLICY, state).run()) == []
+
+
+def test_state_comes_back_from_its_bytes(folder: Path) -> None:
+    state = Audit(open_source(folder), POLICY, POLICY).state()
+    assert AuditState.from_bytes(state.to_bytes(), POLICY, POLICY) == state
+    state = finished(folder).state()
+    assert AuditState.from_bytes(state.to_bytes(), POLICY, POLICY) == state
+
+
+def test_no_state_file_is_no_state(tmp_path: Path) -> None:
+    assert load_state(tmp_path / "none", POLICY, POLICY) is None
+
+
+def test_any_changed_byte_of_the_state_file_is_refused(folder: Path, tmp_path: Path) -> None:
+    data = finished(folder).state().to_bytes()
+    chance = random.Random(1)
+    for position in [0, len(data) - 1, *chance.sample(range(len(data)), 200)]:
+        damaged = bytearray(data)
+        damaged[position] ^= 1 << chance.randrange(8)
+        with pytest.raises(FieldprintError):
+            AuditState.from_bytes(bytes(damaged), POLICY, POLICY)
+    for damaged in (b"", data[:-1], data + b"\n", data[: len(data) // 2]):
+        (tmp_path / "state").write_bytes(damaged)
+        with pytest.raises(LogError, match="cannot be used") as caught:
+            load_state(tmp_path / "state", POLICY, POLICY)
+        assert "--restart" in str(caught.value)
+
+
+def edited(state: AuditState, part: str, **changes: Any) -> bytes:
+    """The state with fields changed and its digest made to fit."""
+    from hashlib import sha256
+
+    fields = json.loads(state.to_bytes())
+    del fields["sha256"]
+    (fields[part] if part else fields).update(changes)
+    return rfc8785.dumps({**fields, "sha256": sha256(rfc8785.dumps(fields)).hexdigest()})
+
+
+def test_a_state_whose_digest_fits_is_checked_all_the_same(folder: Path) -> None:
+    state = finished(folder).state()
+    assert AuditState.from_bytes(edited(state, ""), POLICY, POLICY) == state
+    other = make_policy(STRANGER)
+    for policy, data in (
+        (other, state.to_bytes()),
+        (POLICY, edited(state, "", v=2)),
+        (POLICY, edited(state, "", type="receipt")),
+        (POLICY, edited(state, "", x=1)),
+        (POLICY, edited(state, "audited", position=702)),
+        (POLICY, edited(state, "audited", position=-1)),
+        (POLICY, edited(state, "audited", position=True)),
+        (POLICY, edited(state, "audited", position=700)),
+        (POLICY, edited(state, "audited", checkpoint="?")),
+        (POLICY, edited(state, "entries", counts={})),
+        (POLICY, edited(state, "entries", chains=[[1, 2]])),
+        (POLICY, edited(state, "entries", chains=7)),
+        (POLICY, edited(state, "entries", findings=[["x", "y"]])),
+        (POLICY, edited(state, "entries", num_findings="1")),
+    ):
+        with pytest.raises(FieldprintError):
+            AuditState.from_bytes(data, policy, policy)
+
+
+def test_a_state_is_replaced_whole_or_not_at_all(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = Audit(open_source(folder), POLICY, POLICY).state()
+    save_state(tmp_path / "state", state)
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    for name in ("fsync",):
+        with monkeypatch.context() as patch:
+            patch.setattr("os." + name, fail)
+            with pytest.raises(LogError, match="No space left"):
+                save_state(tmp_path / "state", finished(folder).state())
+    assert load_state(tmp_path / "state", POLICY, POLICY) == state
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+    with pytest.raises(LogError, match="cannot be written"):
+        save_state(tmp_path / "none/state", state)
+
+
+def test_a_bad_entry_leaves_the_state_in_front_of_it(folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(folder, tmp_path / "log")
+    bundle = tmp_path / "log/tile/entries/001"
+    data = bytearray(bundle.read_bytes())
+    data[5] ^= 1
+    bundle.write_bytes(data)
+    audit = Audit(open_source(tmp_path / "log"), POLICY, POLICY)
+    with pytest.raises(AuditError):
+        for _ in audit.run():
+            pass
+    assert audit.state().audited.position == 256
+    data[5] ^= 1
+    bundle.write_bytes(data)
+    assert finished(tmp_path / "log", audit.state()).state().to_bytes() == finished(folder).state().to_bytes()
+
+
+def test_a_state_that_is_ahead_of_the_log_is_refused(folder: Path, tmp_path: Path) -> None:
+    with LogWriter(tmp_path / "log", SIGNER, create=True) as log:
+        log.append([b"entry"])
+    state = finished(folder).state()
+    with pytest.raises(AuditError, match="has 1 entries, and had 701"):
+        Audit(open_source(tmp_path / "log"), POLICY, POLICY, state)
+    assert Audited(state.audited.signed_checkpoint, 701) == state.audited

@@ -1,0 +1,271 @@
+"""Commands of witnesses and proofs, the witnesses as processes: keys, a policy, two witnesses, cosigning, proving, verifying."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from io import StringIO
+from pathlib import Path
+
+import pytest
+
+from fieldprint.anchor import AnchorArtifact, Policy, load_private_key, sign_anchor
+from fieldprint.cli import main
+from fieldprint.note import NoteSigner
+from fieldprint.tlog import LogProof, LogWriter, TrustPolicy, verify_log_proof
+from tests.vectors.make_vectors import SIGNER, story
+from tests.vectors.make_vectors import policy as receipt_policy
+
+COMMAND = [sys.executable, "-W", "ignore", "-m", "fieldprint.cli"]
+ENTRIES = [b"one", b"two \x1b[31m", b"three"]
+
+
+def cli(folder: Path, *arguments: str | Path, code: int = 0) -> str:
+    """What a command says, run in this process: starting one for each would take most of the time."""
+    said, told = StringIO(), StringIO()
+    argv, sys.argv = sys.argv, ["fieldprint", *map(str, arguments)]
+    try:
+        with chdir(folder), redirect_stdout(said), redirect_stderr(told):
+            main()
+        found: object = 0
+    except SystemExit as stop:
+        found = stop.code or 0
+    finally:
+        sys.argv = argv
+    assert found == code, told.getvalue()
+    return said.getvalue() if code == 0 or "--json" in arguments else told.getvalue()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Keys, a log of three entries, and a policy that needs two witnesses."""
+    path = tmp_path_factory.mktemp("witnesses")
+    for name in ("owner", "log", "north"):
+        cli(path, "keys", "new", name)
+    cli(path, "keys", "new", "lattice", "--ml-dsa-44")
+    (path / "log.vkey").write_text(cli(path, "log", "new", "log", "--log-key", "keys/log.key"))
+    signer = NoteSigner("fieldprint.local/log", load_private_key(path / "keys/log.key"))
+    with LogWriter(path / "log", signer) as log:
+        log.append(ENTRIES)
+    arguments: list[str] = []
+    for name in ("north", "lattice"):
+        shown = cli(
+            path, "log", "witness", "--key", f"keys/{name}.key", "--name", f"w.example/{name}", "--show-key"
+        )
+        (path / f"{name}.vkey").write_text(shown)
+        arguments += ["--witness", shown.strip()]
+    files = ["--signer", "keys/owner.pub", "--log-pub", "keys/log.pub"]
+    cli(path, "policy", "new", "policy.toml", *files, *arguments)
+    cli(path, "policy", "new", "one.toml", *files, *arguments, "--min-witnesses", "1")
+    return path
+
+
+@contextmanager
+def witness(folder: Path, name: str, *options: str, state: str = "witness.db") -> Iterator[str]:
+    """The command as a process; gives its URL, and ends it as an operator would."""
+    arguments = [
+        "log",
+        "witness",
+        "--key",
+        f"keys/{name}.key",
+        "--name",
+        f"w.example/{name}",
+        "--port",
+        "0",
+        "--json",
+    ]
+    arguments += ["--state", f"{name}-{state}", *options]
+    process = subprocess.Popen(
+        [*COMMAND, *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        assert line, process.communicate()
+        said = json.loads(line)
+        assert said["keys"] == [(folder / f"{name}.vkey").read_text().strip()]
+        assert len(said["logs"]) == 1
+        yield said["url"]
+    finally:
+        process.send_signal(signal.SIGTERM)
+        _, error = process.communicate(timeout=20)
+    assert process.returncode == 0 and error.endswith("stopped\n")
+
+
+@pytest.fixture(scope="module")
+def quorum(folder: Path) -> Iterator[Path]:
+    """A trust policy whose witnesses run."""
+    log = (folder / "log.vkey").read_text().strip()
+    (folder / "logs.txt").write_text(f"log {log}\nquorum none\n")
+    with (
+        witness(folder, "north", "--log-vkey", log) as north,
+        witness(folder, "lattice", "--logs", "logs.txt") as lattice,
+    ):
+        lines = [f"log {log}"]
+        for name, url in (("north", north), ("lattice", lattice)):
+            lines.append(f"witness {name} {(folder / f'{name}.vkey').read_text().strip()} {url}")
+        lines += ["group both all north lattice", "quorum both"]
+        path = folder / "quorum.txt"
+        path.write_text("\n".join(lines) + "\n")
+        yield path
+
+
+def test_the_policy_names_the_witnesses(folder: Path) -> None:
+    policy = Policy.from_bytes((folder / "policy.toml").read_bytes())
+    assert policy.quorum_text == "2 of w.example/north, w.example/lattice"
+    assert Policy.from_bytes((folder / "one.toml").read_bytes()).minimum_witnesses == 1
+
+
+def test_a_proof_is_cosigned_and_checked_by_either_policy(folder: Path, quorum: Path, tmp_path: Path) -> None:
+    proof, entry = tmp_path / "two.tlog-proof", tmp_path / "two"
+    options = ["--policy", "policy.toml", "--quorum", quorum]
+    said = json.loads(
+        cli(folder, "log", "proof", "log", "1", *options, "-o", proof, "--entry-out", entry, "--json")
+    )
+    assert said == {"proof": str(proof), "index": 1, "tree_size": 3, "bytes": proof.stat().st_size}
+    assert entry.read_bytes() == ENTRIES[1]
+    for policy in ("policy.toml", quorum):
+        out = json.loads(cli(folder, "verify", proof, "--policy", policy, "--entry", entry, "--json"))
+        assert (out["verified"], out["index"], out["tree_size"]) == (True, 1, 3)
+        assert out["witnesses"] == ["w.example/lattice", "w.example/north"]
+    shown = cli(folder, "verify", proof, "--policy", "policy.toml", "--entry", entry)
+    assert "cosigned by w.example/lattice, w.example/north\ntwo ?[31m" in shown
+    again = tmp_path / "whole.tlog-proof"
+    cli(folder, "log", "proof", "log", "1", *options, "-o", again, "--with-entry")
+    cli(folder, "verify", again, "--policy", quorum)
+    trust = TrustPolicy.from_bytes(quorum.read_bytes())
+    assert verify_log_proof(again.read_bytes(), trust).entry == ENTRIES[1]
+
+
+def test_a_proof_that_fails_says_which_check(folder: Path, tmp_path: Path) -> None:
+    proof = tmp_path / "plain.tlog-proof"
+    cli(folder, "log", "proof", "log", "0", "--policy", "policy.toml", "-o", proof)
+    assert "is not overwritten" in cli(
+        folder, "log", "proof", "log", "0", "--policy", "policy.toml", "-o", proof, code=2
+    )
+    (tmp_path / "one").write_bytes(ENTRIES[0])
+    arguments = ["verify", proof, "--policy", "policy.toml"]
+    for extra, check in (([], 1), (["--entry", tmp_path / "one"], 3)):
+        told = json.loads(cli(folder, *arguments, *extra, "--json", code=1))
+        assert told["check"] == check and "plain.tlog-proof" in told["error"]
+    (folder / "trust.txt").write_text(f"# no witness\nlog {(folder / 'log.vkey').read_text()}quorum none\n")
+    arguments = ["verify", proof, "--policy", "trust.txt", "--entry"]
+    cli(folder, *arguments, tmp_path / "one")
+    assert "check 4 failed" in cli(folder, *arguments, "policy.toml", code=1)
+    data = proof.read_bytes()
+    proof.write_bytes(data.replace(b"\n3\n", b"\n4\n"))
+    assert "check 2 failed" in cli(folder, *arguments, tmp_path / "one", code=1)
+    assert LogProof.from_bytes(data).index == 0
+
+
+def test_the_checkpoint_is_cosigned_or_nothing_is_written(folder: Path, quorum: Path, tmp_path: Path) -> None:
+    note = tmp_path / "note"
+    said = cli(folder, "log", "cosign", "log", "--policy", "policy.toml", "--quorum", quorum, "-o", note)
+    assert said.startswith(f"wrote {note}: cosigned by") and note.read_bytes().count(b"w.example/") == 2
+    broken = tmp_path / "broken.txt"
+    broken.write_text(_unreachable(quorum))
+    arguments = [
+        "log",
+        "cosign",
+        "log",
+        "--policy",
+        "policy.toml",
+        "--quorum",
+        broken,
+        "-o",
+        tmp_path / "other",
+    ]
+    assert "is not met" in cli(folder, *arguments, "--timeout", "2", code=1)
+    assert not (tmp_path / "other").exists()
+
+
+def _unreachable(quorum: Path) -> str:
+    lines = quorum.read_text().splitlines()
+    gone = " ".join([*lines[1].split(" ")[:3], "http://127.0.0.1:1"])
+    return "\n".join([lines[0], gone, *lines[2:]]) + "\n"
+
+
+def test_a_revocation_is_cosigned_where_a_quorum_is_given(folder: Path, quorum: Path, tmp_path: Path) -> None:
+    """The log's writer asks the witnesses before it publishes, and the proof of what it wrote needs nothing else."""
+    owner = load_private_key(folder / "keys/owner.key")
+    now = datetime.now(UTC).replace(microsecond=0)
+    artifact = AnchorArtifact("a", "identity", "Your codename is Falcon.", now, now + timedelta(days=1))
+    (tmp_path / "anchor.json").write_bytes(sign_anchor(artifact, [owner]))
+    common = ["--policy", "policy.toml", "--log", "log", "--log-key", "keys/log.key", "--quorum", quorum]
+    cli(
+        folder,
+        "anchor",
+        "revoke",
+        tmp_path / "anchor.json",
+        "--key",
+        "keys/owner.key",
+        "--reason",
+        "lost",
+        *common,
+    )
+    proof = tmp_path / "revocation.tlog-proof"
+    cli(folder, "log", "proof", "log", "3", "--policy", "policy.toml", "-o", proof, "--with-entry")
+    out = json.loads(cli(folder, "verify", proof, "--policy", quorum, "--json"))
+    assert out["witnesses"] == ["w.example/lattice", "w.example/north"] and '"type":"revoke"' in out["entry"]
+
+
+def test_a_receipt_needs_the_witnesses_of_the_policy(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "receipt.json").write_bytes(story(anchor=None)[1].to_bytes())
+    policy = receipt_policy()
+    (tmp_path / "without.toml").write_bytes(policy.to_bytes())
+    key = (folder / "north.vkey").read_text().strip()
+    (tmp_path / "with.toml").write_bytes(replace(policy, witnesses=(key,), minimum_witnesses=1).to_bytes())
+    out = json.loads(cli(tmp_path, "verify", "receipt.json", "--policy", "without.toml", "--json"))
+    assert out["witnesses"] == []
+    told = json.loads(cli(tmp_path, "verify", "receipt.json", "--policy", "with.toml", "--json", code=1))
+    assert told["check"] == 8 and "1 of w.example/north, found none" in told["error"]
+
+
+def test_a_receipt_without_witnesses_is_renewed_with_them(folder: Path, quorum: Path, tmp_path: Path) -> None:
+    """The log of the receipt gets a witness later; the old receipt stays refused, the new one passes."""
+    entries, receipt = story(anchor=None)
+    with LogWriter(tmp_path / "log", SIGNER, create=True) as log:
+        log.append(entries)
+    (tmp_path / "old.json").write_bytes(receipt.to_bytes())
+    with witness(folder, "north", "--log-vkey", str(SIGNER.verifier_key), state="late.db") as url:
+        key = (folder / "north.vkey").read_text().strip()
+        needed = replace(receipt_policy(), witnesses=(key,), minimum_witnesses=1)
+        (tmp_path / "policy.toml").write_bytes(needed.to_bytes())
+        (tmp_path / "quorum.txt").write_text(f"witness n {key} {url}\nquorum n\n")
+        check = ["--policy", "policy.toml"]
+        assert "check 8" in cli(tmp_path, "verify", "old.json", *check, code=1)
+        cli(tmp_path, "log", "renew", "log", "old.json", *check, "--quorum", "quorum.txt", "-o", "new.json")
+    assert "cosigned by w.example/north" in cli(tmp_path, "verify", "new.json", *check)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "what"),
+    [
+        (["verify", "log/checkpoint", "--policy", "logs.txt"], 2, "needs a policy in TOML"),
+        (["verify", "a", "b", "--policy", "policy.toml", "--entry", "c"], 2, "belongs to one proof"),
+        (["verify", "log/checkpoint", "--policy", "policy.toml", "--entry", "policy.toml"], 2, "no --entry"),
+        (["verify", "log/checkpoint", "--policy", "logs.txt", "--log", "log"], 2, "revocations need a policy"),
+        (["log", "proof", "log", "9", "--policy", "policy.toml", "-o", "x"], 2, "none of them"),
+        (["log", "witness", "--key", "keys/north.key"], 2, "no log is known"),
+        (["log", "witness", "--key", "keys/north.pub", "--show-key"], 1, "no private key"),
+        (["log", "witness", "--key", "keys/log.key", "--log-vkey", "x"], 1, "form name+hash+base64"),
+        (["policy", "new", "p", "--signer", "keys/owner.pub", "--log-pub", "keys/log.pub", "--witness", "x"], 1, "form name+hash"),
+        (["policy", "new", "p", "--signer", "keys/owner.pub", "--log-pub", "keys/log.pub", "--min-witnesses", "1"], 1, "cannot be met"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments_say_what_is_wrong(
+    folder: Path, quorum: Path, arguments: list[str], code: int, what: str
+) -> None:
+    said = " ".join(cli(folder, *arguments, code=code).replace("\u2502", " ").split())
+    assert what in said
+
+
+def test_a_port_that_is_taken_is_one_line(folder: Path, quorum: Path) -> None:
+    url = quorum.read_text().splitlines()[1].rpartition(":")[2]
+    log = (folder / "log.vkey").read_text().strip()
+    arguments = ["--key", "keys/north.key", "--log-vkey", log, "--port", url, "--state", "other.db"]
+    assert "Address already in use" in cli(folder, "log", "witness", *arguments, code=1)
