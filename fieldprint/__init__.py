@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fieldprint.kvcache import PagePool
     from fieldprint.promote import PinnedAnchor, promote_anchor
     from fieldprint.registry import Registry
-    from fieldprint.tlog import LogReader, LogWriter
+    from fieldprint.tlog import LogReader, LogWriter, TrustPolicy, verify_log_proof
     from fieldprint.verify import VerifiedAnchor, verify_anchor, verify_receipt
 
 __all__ = [
@@ -41,12 +41,14 @@ __all__ = [
     "PinnedAnchor",
     "Policy",
     "Registry",
+    "TrustPolicy",
     "VerificationError",
     "VerifiedAnchor",
     "paged_fieldprint_attention",
     "promote_anchor",
     "sign_anchor",
     "verify_anchor",
+    "verify_log_proof",
     "verify_receipt",
 ]
 
@@ -61,12 +63,14 @@ _HOME = {
     "PinnedAnchor": "promote",
     "Policy": "anchor",
     "Registry": "registry",
+    "TrustPolicy": "tlog",
     "VerificationError": "errors",
     "VerifiedAnchor": "verify",
     "paged_fieldprint_attention": "attention",
     "promote_anchor": "promote",
     "sign_anchor": "anchor",
     "verify_anchor": "verify",
+    "verify_log_proof": "tlog",
     "verify_receipt": "verify",
 }
 

@@ -415,7 +415,7 @@ def _dot(sheet: Sheet, x: float, y: float, *, ours: bool) -> None:
 
 
 GROWTH = (  # metric, title, unit
-    ("durable appends", "Durable appends, batches of 256", "entries/s"),
+    ("durable appends", "Durable appends, one batch of 256 after the other", "entries/s"),
     ("inclusion proof made, nothing cached", "Inclusion proof made, nothing cached", "ms"),
     ("entries read and checked", "Entries read and checked (audit)", "entries/s"),
     ("inclusion proof, longest of the sample", "Inclusion proof, longest; grey: log2 n", "hashes"),
@@ -454,7 +454,12 @@ def draw_growth(result: dict[str, Any]) -> str:
             sheet.line(x(here), y(points[here]), x(there), y(points[there]), OURS, 1.6)
         for size in sizes:
             _dot(sheet, x(size), y(points[size]), ours=True)
-            sheet.text(x(size), y(points[size]) - 14, f"{points[size]:,.4g}".removesuffix(".0"), size=11)
+            sheet.text(
+                x(size),
+                y(points[size]) - 14,
+                f"{points[size]:,.0f}" if points[size] >= 10 else f"{points[size]:.2f}",
+                size=11,
+            )
             sheet.text(x(size), y(0) + 16, f"{size:,}", size=11)
         sheet.text(left + width, y(0) + 34, "entries in the log", at="end", size=11)
     return sheet.svg()

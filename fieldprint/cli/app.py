@@ -8,7 +8,9 @@ import typer
 from fieldprint.cli import anchor, audit, generate, keys, log, policy, proof, serve, verify, witness
 from fieldprint.errors import FieldprintError
 
-EXTRAS = ("torch", "transformers", "safetensors", "numpy")  # what the base install leaves out
+EXTRAS = dict.fromkeys(("torch", "transformers", "safetensors", "numpy"), "demo") | {
+    "obstore": "s3"
+}  # what the base install leaves out, and which extra brings it
 
 app = typer.Typer(
     help="Signed texts, pinned as K/V pages that every query attends to, with a log of what was generated.\n\n"
@@ -42,10 +44,11 @@ def main() -> None:
     except OSError as error:
         sys.exit(_failed(f"{error.filename or 'output'}: {error.strerror}", 1))
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in EXTRAS:
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
             raise
         what = f"this command needs {error.name}, which the base install leaves out"
-        sys.exit(_failed(f"{what}. Run: pip install 'fieldprint[demo]'", 1))
+        sys.exit(_failed(f"{what}. Run: pip install 'fieldprint[{extra}]'", 1))
 
 
 def _failed(text: str, code: int, *, check: int | None = None) -> int:

@@ -103,10 +103,10 @@ def _timed_message(_name: str, timestamp: int, text: bytes) -> bytes:
     """The header line, the time line, the whole text.
 
     cosignature/v1
-    time 1679315147
-    example.com/behind-the-sofa
-    20852163
-    CsUYapGGPo4dkMgIAUqom/Xajj7h2fB2MPA3j2jxq2I=
+    time 1800005460
+    fieldprint.example/log
+    5
+    Gd+eua4eGJ/60qRm0LRDseNnoLWgjFZWV/ZzTb2uXPc=
     """
     return b"cosignature/v1\ntime %d\n" % timestamp + text
 

@@ -145,14 +145,14 @@ class History:
         self._take_up(create=create, adopt=adopt)
 
     @property
-    def tree_size(self) -> int:
-        """Entries that the published checkpoint covers."""
-        return self._size
+    def published(self) -> tuple[int, bytes]:
+        """Entries that the published checkpoint covers, and that checkpoint, a signed note."""
+        return self._published
 
     @property
-    def checkpoint(self) -> bytes:
-        """The published checkpoint, a signed note."""
-        return self._published
+    def tree_size(self) -> int:
+        """Entries that the published checkpoint covers."""
+        return self._published[0]
 
     def settle(self) -> None:
         """After a failed `extend`: find out what is recorded, and go on from there. Else nothing.
@@ -200,8 +200,8 @@ class History:
         if self._cosign is not None:
             note, quorum = self._cosigned(self._cosign, note)
         self._storage.publish("checkpoint", note, self._lying)
-        self._lying, self._published = note, note
-        self._size = self._edge.tree.tree_size
+        self._lying = note
+        self._published = self._edge.tree.tree_size, note
         return quorum
 
     def _cosigned(self, cosign: Cosign, signed: bytes) -> tuple[bytes, bool]:
@@ -263,7 +263,7 @@ class History:
         if lying is None or published != checkpoint:
             self._publish()
         else:
-            self._published, self._size = lying, checkpoint.tree_size
+            self._published = checkpoint.tree_size, lying
         self._settled = True
 
     def _begin(self, *, create: bool) -> None:

@@ -7,11 +7,11 @@ A checkpoint stands here, durably, before it is shown to anybody. It lies apart 
 that was restored from an old copy does not match it.
 """
 
-import os
 import sqlite3
 from pathlib import Path
 
 from fieldprint.errors import CapacityError, LogError, LogLockedError
+from fieldprint.tlog.storage.disk import Disk
 
 
 class LastSigned:
@@ -34,7 +34,7 @@ class LastSigned:
                 self._database.execute(
                     "CREATE TABLE IF NOT EXISTS last_signed (log TEXT PRIMARY KEY, signed BLOB NOT NULL)"
                 )
-                _sync_folder(path.absolute().parent)
+                Disk().sync_folder(path.absolute().parent)
             except BaseException:
                 self._database.close()
                 raise
@@ -87,11 +87,3 @@ class LastSigned:
         if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
             return CapacityError(what, remedy="Free disk space; what was acknowledged is still there")
         return LogError(what, remedy="Check that file and its folder")
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

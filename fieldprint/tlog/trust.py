@@ -284,6 +284,6 @@ def verify_cosignatures(note: bytes, trust: Trust) -> tuple[NoteSignature, ...]:
         raise VerificationError(
             3,
             f"too few witnesses cosigned the checkpoint: wanted {trust.quorum_text}, found {names}",
-            remedy="Get the receipt again once the witnesses have seen the log, or ask the log's operator",
+            remedy="Get it again once the witnesses have seen the log (fieldprint log renew, log proof --quorum)",
         )
     return found

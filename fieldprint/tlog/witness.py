@@ -1,15 +1,15 @@
 """A witness (c2sp.org/tlog-witness): cosigns a log's checkpoint only if it continues the last one that it cosigned.
 
-The request, of a client that knows the witness's last tree to have 20852014 entries:
+The request, of a client that knows the witness's last tree to have 4 entries:
 
-    old 20852014
-    PlRNCrwHpqhGrupue0L7gxbjbMiKA9temvuZZDDpkaw=
+    old 4
+    dkwC3rcAmZOr4Y75Xxshtto6exG4pZr/rJcgRITQZF0=
 
-    example.com/behind-the-sofa
-    20852163
-    CsUYapGGPo4dkMgIAUqom/Xajj7h2fB2MPA3j2jxq2I=
+    fieldprint.example/log
+    5
+    Gd+eua4eGJ/60qRm0LRDseNnoLWgjFZWV/ZzTb2uXPc=
 
-    — example.com/behind-the-sofa Az3grlgtzPICa5OS8npVmf1Myq/5IZni...
+    — fieldprint.example/log TEYrr2eOXeor/x6FCV9YjkFIj9OI/ypx3gw5...
 
 `check_request` is the decision, a pure function; `WitnessState` remembers, and replaces a row only as long as it is the
 one that the decision was made on; `Witness` puts the two together.

@@ -1,9 +1,10 @@
 """Asking witnesses for cosignatures (c2sp.org/tlog-witness, add-checkpoint): one, or as many as a quorum needs.
 
-trust = TrustPolicy.from_bytes(Path("quorum.txt").read_bytes())
-ask = WitnessQuorum(trust)
-found = ask.gather(signed_checkpoint, lambda old_size: reader.consistency_proof(old_size))
-found.met, found.lines, found.failures
+    ask = WitnessQuorum(TrustPolicy.from_bytes(Path("quorum.txt").read_bytes()))
+    found = ask(signed_checkpoint, reader.consistency_proof)
+    found.quorum, found.lines, found.failures
+
+Of an answer nothing is believed but signatures by the witness's keys.
 """
 
 import http.client
@@ -59,7 +60,9 @@ class WitnessClient:
             raise FormatError(f"{url[:200]!r} is no URL of a witness: http(s)://host[:port][/path] is needed")
         self._path = parts.path.rstrip("/") + "/add-checkpoint"
 
-    def add_checkpoint(self, signed: bytes, proofs: Proofs) -> tuple[NoteSignature, ...]:
+    def add_checkpoint(
+        self, signed: bytes, proofs: Proofs, *, stop: threading.Event | None = None
+    ) -> tuple[NoteSignature, ...]:
         """The witness's valid cosignatures on a checkpoint, at least one.
 
         A conflict (409) says what the witness saw last; the request is sent again from there.
@@ -67,13 +70,14 @@ class WitnessClient:
         Args:
             signed: the checkpoint's note, signed by its log.
             proofs: old size to consistency proof, up to this checkpoint.
+            stop: set by who does not wait any more, before `close`.
 
         Raises:
             FormatError: `signed` is no checkpoint.
             LogError: no answer in time, another status, a larger tree than ours, or an answer without a valid
                 cosignature that states a time.
         """
-        deadline = time.monotonic() + self.timeout
+        deadline = _Deadline(time.monotonic() + self.timeout, stop)
         if not self._turn.acquire(timeout=self.timeout):
             raise LogError(f"{self.url} still has not answered the request before")
         try:
@@ -81,7 +85,9 @@ class WitnessClient:
         finally:
             self._turn.release()
 
-    def _add_checkpoint(self, signed: bytes, proofs: Proofs, deadline: float) -> tuple[NoteSignature, ...]:
+    def _add_checkpoint(
+        self, signed: bytes, proofs: Proofs, deadline: "_Deadline"
+    ) -> tuple[NoteSignature, ...]:
         text = parse_note(signed).text
         tree_size = Checkpoint.from_text(text).tree_size
         for _ in range(1 + MAX_CONFLICTS):
@@ -93,7 +99,9 @@ class WitnessClient:
                 self._last_size = tree_size
                 return found
             if status != 409:
-                said = body[:200].decode(errors="replace").strip()
+                said = "".join(
+                    c if c.isprintable() else "?" for c in body[:200].decode(errors="replace").strip()
+                )
                 raise LogError(f"{self.url} answers {status}: {said}", remedy=_REMEDIES.get(status, ""))
             self._last_size = self._conflicting_size(body)
             if self._last_size > tree_size:
@@ -104,14 +112,21 @@ class WitnessClient:
         raise LogError(f"{self.url} answered {1 + MAX_CONFLICTS} times that its last tree is another one")
 
     def close(self) -> None:
-        """Close the connection; a request in another thread fails at once."""
-        connection, self._connection = self._connection, None
-        if connection is None:
-            return
-        if connection.sock is not None:
+        """Close the connection; a request in another thread fails soon, and closes it itself."""
+        connection = self._connection
+        if connection is not None and connection.sock is not None:
             with suppress(OSError):
                 connection.sock.shutdown(socket.SHUT_RDWR)  # closing alone would not wake a thread that reads
-        connection.close()
+        if self._turn.acquire(blocking=False):
+            try:
+                self._drop()
+            finally:
+                self._turn.release()
+
+    def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
     def _conflicting_size(self, body: bytes) -> int:
         try:
@@ -134,37 +149,41 @@ class WitnessClient:
             )
         return found
 
-    def _post(self, body: bytes, deadline: float) -> tuple[int, bytes]:
+    def _post(self, body: bytes, deadline: "_Deadline") -> tuple[int, bytes]:
         """Status and body of the answer; a connection that was kept may have been closed meanwhile: once anew."""
-        fresh = self._connection is None
+        fresh = self._connection is None or self._connection.sock is None
         try:
             return self._exchange(body, deadline)
         except (http.client.RemoteDisconnected, ConnectionError) as error:
-            self.close()
+            self._drop()
             if fresh:
                 raise LogError(f"{self.url} cannot be asked: {error}") from error
         except (OSError, http.client.HTTPException) as error:
-            self.close()
+            self._drop()
             raise LogError(f"{self.url} cannot be asked: {str(error) or type(error).__name__}") from error
+        except BaseException:
+            self._drop()
+            raise
         return self._post(body, deadline)
 
-    def _exchange(self, body: bytes, deadline: float) -> tuple[int, bytes]:
-        if self._connection is None:
-            make = http.client.HTTPSConnection if self._https else http.client.HTTPConnection
-            self._connection = make(str(self._host), self._port, timeout=_left(deadline))
+    def _exchange(self, body: bytes, deadline: "_Deadline") -> tuple[int, bytes]:
         connection = self._connection
-        if connection.sock is not None:
-            connection.sock.settimeout(_left(deadline))
+        if connection is None:
+            make = http.client.HTTPSConnection if self._https else http.client.HTTPConnection
+            connection = self._connection = make(str(self._host), self._port, timeout=deadline.left())
+            connection.auto_open = 0  # opened below, or not at all: never by a request that was given up
+        if connection.sock is None:
+            connection.timeout = deadline.left()
+            connection.connect()
+        deadline.limit(connection)
         connection.request("POST", self._path, body, {"Content-Type": "text/plain; charset=utf-8"})
         response = connection.getresponse()
         answer = b""
         while chunk := response.read1(MAX_ANSWER_SIZE):
             answer += chunk
             if len(answer) > MAX_ANSWER_SIZE:
-                self.close()
                 raise LogError(f"{self.url} answers with more than {MAX_ANSWER_SIZE} bytes")
-            if connection.sock is not None:
-                connection.sock.settimeout(_left(deadline))
+            deadline.limit(connection)
         if response.length:
             raise http.client.IncompleteRead(answer, response.length)
         response.close()  # the connection stays
@@ -178,11 +197,24 @@ _REMEDIES = {
 }
 
 
-def _left(deadline: float) -> float:
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise TimeoutError("it did not answer in time")
-    return left
+@dataclass(frozen=True, slots=True)
+class _Deadline:
+    """When a request must have ended, and what may end it before."""
+
+    end: float
+    stop: threading.Event | None
+
+    def left(self) -> float:
+        """Seconds that are left."""
+        left = self.end - time.monotonic()
+        if left <= 0 or (self.stop is not None and self.stop.is_set()):
+            raise TimeoutError("it did not answer in time")
+        return left
+
+    def limit(self, connection: http.client.HTTPConnection) -> None:
+        """Let no read or write of the connection last longer."""
+        if connection.sock is not None:
+            connection.sock.settimeout(self.left())
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +268,7 @@ class WitnessQuorum:
             signed: the checkpoint's note, signed by its log.
             prove: old size to consistency proof; called from several threads, one at a time.
         """
-        turn = threading.Lock()
+        turn, stop = threading.Lock(), threading.Event()
 
         def proofs(old_size: int) -> Sequence[bytes]:
             with turn:
@@ -248,7 +280,7 @@ class WitnessQuorum:
 
         def ask(client: WitnessClient) -> None:
             try:
-                answers.put((client, client.add_checkpoint(signed, proofs)))
+                answers.put((client, client.add_checkpoint(signed, proofs, stop=stop)))
             except FieldprintError as error:
                 answers.put((client, str(error)))
             except Exception as error:  # a witness's or a proof's fault must not keep the others waiting
@@ -273,6 +305,7 @@ class WitnessQuorum:
                 found += answer
             if not met and self._met(found):
                 met, end = True, min(end, time.monotonic() + self._grace)
+        stop.set()
         for url, client in waiting.items():
             client.close()
             failures[url] = f"{url} did not answer in time"

@@ -188,7 +188,7 @@ class LogWriter:
     @property
     def checkpoint(self) -> bytes:
         """The last published checkpoint, a signed note."""
-        return self._history.checkpoint
+        return self._history.published[1]
 
     @property
     def verifier_key(self) -> str:
@@ -248,7 +248,8 @@ class LogWriter:
     def _nothing(self) -> Pending:
         """No entries, and where they are: behind the others."""
         batch = self._new_batch()
-        batch.first_index, batch.state, batch.checkpoint = self.tree_size, State.PUBLISHED, self.checkpoint
+        batch.first_index, batch.checkpoint = self._history.published
+        batch.state = State.PUBLISHED
         return Pending(batch, 0, 0)
 
     def _new_batch(self) -> _Batch:
@@ -293,7 +294,7 @@ class LogWriter:
     def _reached(self, batch: _Batch, state: State) -> None:
         with self._turn:
             if state >= State.PUBLISHED:
-                batch.checkpoint = self._history.checkpoint
+                batch.checkpoint = self._history.published[1]
             batch.state = state
             batch.changed.notify_all()
 

@@ -293,6 +293,14 @@ def test_reader_keeps_its_checkpoint_until_refreshed(tmp_path: Path) -> None:
     assert reader.checkpoint().tree_size == 530 and reader.root_hash() == reader.checkpoint().root_hash
 
 
+def test_a_reader_keeps_few_tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fieldprint.tlog.reader.CACHED_TILES", 2)
+    reader = LogReader(filled(tmp_path / "log", 256 * 6 + 5), KEYS)
+    assert list(reader.entries()) == [entry(i) for i in range(256 * 6 + 5)]
+    assert reader.root_hash(1000) and len(reader.inclusion_proof(3)) == 11
+    assert len(reader._tiles) == 2
+
+
 def test_empty_log_and_empty_batch(tmp_path: Path) -> None:
     with LogWriter(tmp_path / "log", SIGNER, create=True) as log:
         before = log.checkpoint

@@ -2,7 +2,10 @@
 
 import base64
 import sqlite3
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from itertools import count
@@ -14,8 +17,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from fieldprint.errors import FormatError, LogError
-from fieldprint.note import NoteSigner, VerifierKey, sign_note, verify_signatures
-from fieldprint.tlog import Checkpoint, merkle, verify_consistency
+from fieldprint.note import NoteSigner, VerifierKey, sign_note, signature_line, verify_signatures
+from fieldprint.tlog import (
+    Checkpoint,
+    TrustPolicy,
+    merkle,
+    verify_checkpoint,
+    verify_consistency,
+    verify_cosignatures,
+)
+from fieldprint.tlog.trust import KnownLog, KnownWitness
 from fieldprint.tlog.witness import (
     MAX_REQUEST_SIZE,
     SIZE_TYPE,
@@ -254,6 +265,21 @@ def test_a_log_may_have_two_keys_and_a_false_signature_by_either_is_403(tmp_path
     state.close()
 
 
+def test_a_log_may_sign_with_mldsa(tmp_path: Path) -> None:
+    """As c2sp.org/tlog-checkpoint recommends for logs: a cosignature by the log itself, here without a time."""
+    log = latticed(ORIGIN, 50)
+    text = head(5).to_text()
+    note = (text + "\n" + signature_line(ORIGIN, log.cosign(text.encode(), 0))).encode()
+    state = WitnessState(tmp_path / "witness.db")
+    witness = Witness([NORTH], [log.verifier_key], state)
+    assert status(witness, AddCheckpoint(0, (), signed(head(5))).to_bytes()) == 403
+    lines = witness.add_checkpoint(AddCheckpoint(0, (), note).to_bytes())
+    policy = TrustPolicy((KnownLog(log.verifier_key),), (KnownWitness("n", NORTH.verifier_key),), (), "n")
+    assert verify_checkpoint(note + lines, policy.log_keys) == head(5)
+    assert [found.key for found in verify_cosignatures(note + lines, policy)] == [NORTH.verifier_key]
+    state.close()
+
+
 def test_a_restarted_witness_goes_on_where_it_was(tmp_path: Path) -> None:
     for old, size in ((0, 3), (3, 8), (8, 8)):
         state = WitnessState(tmp_path / "witness.db")
@@ -306,6 +332,47 @@ def test_a_row_is_replaced_only_where_it_is_the_one_that_was_seen(tmp_path: Path
     assert not state.replace("a", rows[1], rows[3])
     assert state.latest("a") == rows[2] and state.latest("b") is None
     state.close()
+
+
+PUSH = """
+import sys
+from pathlib import Path
+from fieldprint.tlog.witness import AddCheckpoint, Witness, WitnessState
+from tests.witnessing import LOG, NORTH, ORIGIN, consistency, head, signed
+witness = Witness([NORTH], [LOG.verifier_key], WitnessState(Path(sys.argv[1])))
+latest = witness.state.latest(ORIGIN)
+old = latest.tree_size if latest else 0
+while True:
+    body = AddCheckpoint(old, tuple(consistency(old, old + 1) if old else ()), signed(head(old + 1)))
+    witness.add_checkpoint(body.to_bytes())
+    old += 1
+    print(old, flush=True)
+"""
+
+
+def test_a_killed_witness_forgets_nothing_that_it_answered(tmp_path: Path) -> None:
+    """Real SIGKILLs in the middle of requests; after each the state is at least the last answer, and one request more."""
+    answered = 0
+    for kill in range(6):
+        process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", PUSH, str(tmp_path / "witness.db")],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        for _ in range(3 + kill):
+            answered = int(process.stdout.readline() or answered)
+        time.sleep(kill / 1000)
+        process.kill()
+        rest, _ = process.communicate()
+        answered = int((rest.split() or [str(answered)])[-1])
+        state = WitnessState(tmp_path / "witness.db")
+        latest = state.latest(ORIGIN)
+        state.close()
+        assert latest is not None and answered <= latest.tree_size <= answered + 1
+        assert latest.root_hash == head(latest.tree_size).root_hash
+        answered = latest.tree_size
+    assert answered >= 33
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["one-process", "two-openings"])

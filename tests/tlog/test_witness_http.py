@@ -304,7 +304,7 @@ def lines_of(cosigner: Cosigner, size: int = 5, time: int = 7) -> bytes:
         ([reply(409, b"")], "409 without a tree size"),
         ([reply(409, b"9\n")], "cosigned a tree of 9 entries"),
         ([reply(409, b"3\n")], "answered 4 times"),
-        ([reply(500, b"\x1b[31m")], "answers 500"),
+        ([reply(500, b"\x1b[31m")], r"answers 500: \?\[31m"),
         ([reply(302, b"")], "answers 302"),
         ([reply(200, b"")], "no cosignature"),
         ([reply(200, b"OK\n")], "no cosignature"),

@@ -82,7 +82,8 @@ def open_storage(place: Path | str) -> Storage:
     AWS_ALLOW_HTTP=true.
 
     Raises:
-        LogError: the store cannot be opened, or the extra is missing.
+        LogError: the store cannot be opened.
+        ModuleNotFoundError: the extra is not installed.
     """
     if isinstance(place, str) and "://" in place:
         from fieldprint.tlog.storage.objects import ObjectStorage

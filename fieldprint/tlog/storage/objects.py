@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any
 
 import obstore
@@ -11,6 +12,7 @@ from obstore.store import from_url
 from fieldprint.errors import LogError
 
 _CONNECTIONS = 16
+_RETRIES = {"max_retries": 5, "retry_timeout": timedelta(seconds=30)}
 _ERRORS = (BaseError, OSError)  # obstore raises Python's own for what Python has a name for
 
 
@@ -35,7 +37,7 @@ class ObjectStorage:
         self.place = url
         self.lock_file = None
         try:
-            self._store: Any = from_url(url, **config)
+            self._store: Any = from_url(url, **{"retry_config": _RETRIES, **config})
         except (*_ERRORS, ValueError) as error:
             raise LogError(
                 f"{url} cannot be opened: {error}", remedy="Is this the URL of a store?"
