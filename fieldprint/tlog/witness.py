@@ -260,9 +260,10 @@ class Witness:
             raise RefusalError(404, "the log is not known here")
         try:
             by_log = verify_signatures(note, keys).signatures
-        except FormatError as error:
-            raise RefusalError(400, error.what) from error
-        except VerificationError as error:
+        except (
+            FormatError,
+            VerificationError,
+        ) as error:  # well formed it is: two signatures by one key, or a false one
             raise RefusalError(403, error.what) from error
         if not by_log:
             raise RefusalError(403, "no key that is trusted for the log signed the checkpoint")

@@ -227,7 +227,7 @@ def witnesses() -> list[Vector]:
         ("a root of 31 bytes, signed", 400, [], ask(0, sign_note(f"{ORIGIN}\n5\n{text(bytes(31))}\n", [LOG])), None),
         ("no signature lines", 400, [], ask(0, head(5).to_text().encode() + b"\n"), None),
         ("the log's signature line twice", 400, [], ask(0, five + five.splitlines(keepends=True)[-1]), None),
-        ("two signatures by the log", 400, [], ask(0, five + cosigned_log().encode()), None),
+        ("a second, false signature by the log", 403, [], ask(0, five + cosigned_log().encode()), None),
         ("a line behind the end", 400, [], first + b"x\n", None),
         ("signed by a stranger under the log's name", 403, [], ask(0, signed(head(5), signer=stranger)), None),
         ("signed by another log alone", 403, [], ask(0, sign_note(head(5).to_text(), [elsewhere])), None),
