@@ -5,15 +5,18 @@ What HTTP allows and neither needs is refused here. It speaks plain HTTP and sta
 
 import re
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from socket import socket
+from socket import SHUT_RDWR, socket
 from typing import Any, Protocol
 
 TEXT = "text/plain; charset=utf-8"
 NOT_KEPT = "no-store"
 TIMEOUT_SECONDS = 15
+REQUEST_SECONDS = 120.0
 MAX_CONNECTIONS = 128
 
 
@@ -41,6 +44,9 @@ class Site(Protocol):
 class HttpServer(ThreadingHTTPServer):
     """A site on a port, a thread a connection; `serve_forever` runs it, `shutdown` ends it.
 
+    A connection is closed when it is silent for 15 seconds, or when a request and its answer take two minutes, however
+    busily a client sends or reads a byte now and then. Of more than 128 at a time the latest are closed at once.
+
     Args:
         site: what answers.
         address: host and port; port 0 takes a free one.
@@ -56,6 +62,7 @@ class HttpServer(ThreadingHTTPServer):
         self.site = site
         self.report = report
         self._room = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self._since: dict[socket, float] = {}  # when each connection's present request began
         super().__init__(address, _Connection)
 
     @property
@@ -73,10 +80,23 @@ class HttpServer(ThreadingHTTPServer):
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Serve the connection to its end, and make room for another."""
+        self.began(request)
         try:
             super().process_request_thread(request, client_address)
         finally:
+            self._since.pop(request, None)
             self._room.release()
+
+    def began(self, connection: socket) -> None:
+        """Give the connection's next request its time."""
+        self._since[connection] = time.monotonic()
+
+    def service_actions(self) -> None:
+        """Close the connections whose time is over; `serve_forever` calls this twice a second."""
+        for connection, since in list(self._since.items()):
+            if time.monotonic() - since > REQUEST_SECONDS:
+                with suppress(OSError):
+                    connection.shutdown(SHUT_RDWR)
 
     def handle_error(self, request: socket | tuple[bytes, socket], client_address: Any) -> None:  # noqa: ARG002
         """A connection that broke is a line, not a traceback."""
@@ -145,6 +165,10 @@ class _Connection(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD" and response.status != 304:
             self.wfile.write(response.body)
+
+    def handle_one_request(self) -> None:
+        super().handle_one_request()
+        self.server.began(self.connection)
 
     def version_string(self) -> str:
         return "fieldprint"

@@ -3,7 +3,9 @@
 import http.client
 import json
 import re
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -306,3 +308,25 @@ def test_more_connections_than_there_is_room_for_are_closed(
         assert ask(first, "/checkpoint")[0] == 200
         for connection in (second, third):
             connection.close()
+
+
+def drip(address: tuple[str, int], seconds: float) -> None:
+    """Send a byte now and then."""
+    with socket.create_connection(address, timeout=10) as connection:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            connection.sendall(b"G")
+            time.sleep(0.02)
+
+
+def test_a_client_that_drips_is_given_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is never silent for long, and its request never ends."""
+    monkeypatch.setattr("fieldprint.tlog.http_server.REQUEST_SECONDS", 0.3)
+    with serving(LogSite(open_source(folder))) as connection:
+        started = time.monotonic()
+        with pytest.raises(ConnectionError):
+            drip((connection.host, connection.port), 10)
+        assert time.monotonic() - started < 5
+        for _ in range(3):  # one that goes on asking is not, however long it stays
+            time.sleep(0.15)
+            assert ask(connection, "/checkpoint")[0] == 200
