@@ -46,7 +46,7 @@ def attend(
         o_c, lse_c = torch.cat([o for o, _ in contexts]), torch.cat([lse for _, lse in contexts])
     if anchor is None:
         return o_c, lse_c, None, None, None
-    o_a, lse_a = _anchor(q if q_anchor is None else q_anchor, anchor, scale)
+    o_a, lse_a = _anchor(q if q_anchor is None else q_anchor, plan, anchor, scale)
     mass = torch.sigmoid(lse_a - lse_c)
     if g is None:
         weight = torch.where(torch.isneginf(lse_c), 1.0, 0.0) if mixture else mass
@@ -58,21 +58,30 @@ def attend(
     return out, lse_c, lse_a, mass, weight
 
 
-def _anchor(q: Tensor, anchor: tuple[Tensor, Tensor], scale: float) -> Partial:
-    """Every query of the batch against the anchor in one call: queries and heads of a KV head share one tile."""
+def _anchor(q: Tensor, plan: AttentionPlan, anchor: tuple[Tensor, Tensor], scale: float) -> Partial:
+    """Every query against the anchor; a sequence's result depends on its own queries alone.
+
+    A matrix product gives other bits for another number of rows, so sequences do not share one: steps of one query a
+    sequence go as a batch, others one sequence after the other, whose queries and heads of a KV head share one tile.
+    """
     total, num_q_heads, head_dim = q.shape
     num_kv_heads = anchor[0].shape[0]
-    if total == 1:
-        o, lse = _flash(
-            q.view(1, num_kv_heads, -1, head_dim), anchor[0].unsqueeze(0), anchor[1].unsqueeze(0), scale=scale
-        )
-        return o.reshape(1, num_q_heads, head_dim), lse.reshape(1, num_q_heads)
-    tile = q.view(total, num_kv_heads, -1, head_dim).transpose(0, 1).reshape(1, num_kv_heads, -1, head_dim)
-    o, lse = _flash(tile, anchor[0].unsqueeze(0), anchor[1].unsqueeze(0), scale=scale)
-    return (
-        o.reshape(num_kv_heads, total, -1, head_dim).transpose(0, 1).reshape(total, num_q_heads, head_dim),
-        lse.reshape(num_kv_heads, total, -1).transpose(0, 1).reshape(total, num_q_heads),
-    )
+    keys, values = anchor[0].unsqueeze(0), anchor[1].unsqueeze(0)
+    if all(sequence.stop - sequence.first == 1 for sequence in plan.sequences):
+        tiles = q.view(total, num_kv_heads, -1, head_dim)
+        expanded = (total, -1, -1, -1)
+        o, lse = _flash(tiles, keys.expand(expanded), values.expand(expanded), scale=scale)
+        return o.reshape(total, num_q_heads, head_dim), lse.reshape(total, num_q_heads)
+    outs, lses = [], []
+    for sequence in plan.sequences:
+        rows = sequence.stop - sequence.first
+        if rows == 0:
+            continue
+        own = q[sequence.first : sequence.stop].view(rows, num_kv_heads, -1, head_dim)
+        o, lse = _flash(own.transpose(0, 1).reshape(1, num_kv_heads, -1, head_dim), keys, values, scale=scale)
+        outs.append(o.reshape(num_kv_heads, rows, -1, head_dim).transpose(0, 1).reshape(rows, num_q_heads, head_dim))
+        lses.append(lse.reshape(num_kv_heads, rows, -1).transpose(0, 1).reshape(rows, num_q_heads))
+    return torch.cat(outs), torch.cat(lses)
 
 
 def _context(q: Tensor, k_slots: Tensor, v_slots: Tensor, sequence: SequencePlan, scale: float) -> Partial:

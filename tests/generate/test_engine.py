@@ -542,6 +542,10 @@ def test_bfloat16_serves_a_fieldprint_file(model: LoadedModel, model_folder: Pat
         )
     )
     events = list(engine.generate([GenerationRequest(prompt, 4, stop_ids=half.stop_ids)], anchor=pinned))
-    assert "Falcon" in events[-1].result.text  # type: ignore[union-attr]
+    # Which of the anchor's words comes first is a matter of bf16's last bits, which differ between processors.
+    text = events[-1].result.text  # type: ignore[union-attr]
+    assert any(word in text for word in ("Falcon", "Oslo", "Quartz"))
+    bare = list(engine.generate([GenerationRequest(prompt, 4, stop_ids=half.stop_ids)]))[-1].result.text  # type: ignore[union-attr]
+    assert not any(word in bare for word in ("Falcon", "Oslo", "Quartz"))
     slots = pool.storage[:, :, list(pinned.pages)].flatten(2, 3)[:, :, : pinned.num_tokens]
     assert torch.equal(slots.float(), Fieldprint.load(tmp_path / "f.safetensors").values(torch.float32))
