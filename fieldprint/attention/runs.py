@@ -79,7 +79,9 @@ def _anchor(q: Tensor, plan: AttentionPlan, anchor: tuple[Tensor, Tensor], scale
             continue
         own = q[sequence.first : sequence.stop].view(rows, num_kv_heads, -1, head_dim)
         o, lse = _flash(own.transpose(0, 1).reshape(1, num_kv_heads, -1, head_dim), keys, values, scale=scale)
-        outs.append(o.reshape(num_kv_heads, rows, -1, head_dim).transpose(0, 1).reshape(rows, num_q_heads, head_dim))
+        outs.append(
+            o.reshape(num_kv_heads, rows, -1, head_dim).transpose(0, 1).reshape(rows, num_q_heads, head_dim)
+        )
         lses.append(lse.reshape(num_kv_heads, rows, -1).transpose(0, 1).reshape(rows, num_q_heads))
     return torch.cat(outs), torch.cat(lses)
 

@@ -3,6 +3,7 @@
 import secrets
 from dataclasses import dataclass, field
 
+from fieldprint.attention.paged import OPERATORS
 from fieldprint.commit.committer import CommittedPage
 from fieldprint.commit.leaf import SALT_SIZE
 from fieldprint.generate.sampling import Sampler
@@ -23,11 +24,25 @@ class AttentionSettings:
     window: int | None = None
     num_sinks: int = 0
 
+    def __post_init__(self) -> None:
+        if self.operator not in OPERATORS:
+            raise ValueError(f"operator must be one of {OPERATORS}, not {self.operator!r}")
+        if not all(0 <= x <= 1 for x in self.weights):
+            raise ValueError(f"g must lie within [0, 1], not {self.g}")
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"window must be at least 1 or None, not {self.window}")
+        if self.num_sinks < 0:
+            raise ValueError(f"num_sinks must not be negative, got {self.num_sinks}")
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """g as numbers: one for all query heads, or one for each."""
+        return (self.g,) if isinstance(self.g, (int, float)) else self.g
+
     def terms(self) -> dict[str, str | int | bool | None]:
         """What a leaf says of the operator."""
-        values = (self.g,) if isinstance(self.g, (int, float)) else self.g
         return {
-            "g": ",".join(repr(float(x)) for x in values),
+            "g": ",".join(repr(float(x)) for x in self.weights),
             "num_sinks": self.num_sinks,
             "operator": self.operator,
             "window": self.window,
