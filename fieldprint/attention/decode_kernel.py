@@ -126,13 +126,15 @@ def _context_tiles(
 
 
 @triton.jit
-def _store_part(o, lse, parts_o, parts_lse, slot_row, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
+def _store_part(
+    o, lse, parts_o, parts_lse, slot_row, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr
+):
     """Write a partial result to the BLOCK_R rows from `slot_row` on."""
     offs_m = tl.arange(0, BLOCK_M)
     at = slot_row + offs_m
     tl.store(parts_lse + at, lse, mask=offs_m < BLOCK_R)
     where = at.to(tl.int64)[:, None] * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
-    tl.store(parts_o + where, o, mask=(offs_m < BLOCK_R)[:, None] & (where >= 0))
+    tl.store(parts_o + where, o, mask=(offs_m < BLOCK_R)[:, None])
 
 
 @triton.jit(do_not_specialize=["batch", "num_kv_heads", "num_anchor", "stride_table"])
@@ -140,8 +142,8 @@ def decode_kernel(
     q, q_anchor, k_pages, v_pages, table, plan, anchor_k, anchor_v, g, k_scale, v_scale, out, lse_out, mass_out,
     weight_out, parts_o, parts_lse, arrivals, batch, num_kv_heads, num_anchor, scale, stride_table, stride_kp,
     stride_kh, stride_vp, stride_vh, stride_ah,
-    STRIDE_K: tl.constexpr, STRIDE_V: tl.constexpr, STRIDE_A: tl.constexpr, GROUP: tl.constexpr, Q_LEN: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, PAGE: tl.constexpr, ANCHOR: tl.constexpr,
+    STRIDE_K: tl.constexpr, STRIDE_V: tl.constexpr, STRIDE_A: tl.constexpr, GROUP: tl.constexpr, Q_LEN: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, PAGE: tl.constexpr, ANCHOR: tl.constexpr,
     OPERATOR: tl.constexpr, HAS_G: tl.constexpr, HAS_Q_ANCHOR: tl.constexpr, HAS_SCALES: tl.constexpr,
     FP8: tl.constexpr, CAP: tl.constexpr, WINDOW: tl.constexpr, NUM_SINKS: tl.constexpr,
     WITH_LSE: tl.constexpr, WITH_MASS: tl.constexpr, MERGE_HERE: tl.constexpr, EARLY: tl.constexpr,
