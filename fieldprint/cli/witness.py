@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fieldprint.cli.inputs import open_trust, read_input, write_new
-from fieldprint.cli.options import Json
+from fieldprint.cli.options import Json, LastSignedFile
 from fieldprint.cli.output import print_result, printable
 from fieldprint.errors import FieldprintError
 
@@ -36,7 +36,9 @@ def log_witness(
         ),
     ] = Path("witness.db"),
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", help="Port to listen on; 0 takes a free one.")] = 7380,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 takes a free one.")
+    ] = 7380,
     show_key: Annotated[bool, typer.Option("--show-key", help="Print the witness's keys and end.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Do not print a line for each request.")] = False,
     as_json: Json = False,
@@ -110,24 +112,40 @@ def log_cosign(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write the cosigned checkpoint here.")
     ] = None,
+    publish: Annotated[
+        bool,
+        typer.Option(
+            "--publish", help="Put the cosigned checkpoint into the log, if no other was published meanwhile."
+        ),
+    ] = False,
+    last_signed: LastSignedFile = None,
     timeout: Annotated[float, typer.Option("--timeout", help="Seconds to wait for the witnesses.")] = 5.0,
     as_json: Json = False,
 ) -> None:
-    """Ask witnesses to cosign the log's checkpoint, and print or write it. The log is not changed.
+    """Ask witnesses to cosign the log's checkpoint, and print, write or publish it. Only --publish changes the log.
 
     Exit code 1 if too few answered for the quorum; what they said is printed, and nothing is written.
     """
-    from fieldprint.tlog import LogReader
+    from fieldprint.tlog import LogReader, publish_cosigned
     from fieldprint.tlog.witness_client import with_cosignatures
 
     reader = LogReader(place, open_trust(policy).log_keys)
     found = _ask_witnesses(reader, quorum, timeout)
-    note = with_cosignatures(reader.signed_checkpoint(), found.signatures)
+    before = reader.signed_checkpoint()
+    note = with_cosignatures(before, found.signatures)
     if out is not None:
         write_new(out, note)
+    if publish:
+        publish_cosigned(place, note, before, last_signed=last_signed)
     names = [signature.key.name for signature in found.signatures]
-    fields = {"checkpoint": note.decode(), "witnesses": names, "failures": dict(found.failures)}
-    told = "" if out is None else f"wrote {out}: cosigned by {', '.join(names) or 'nobody'}"
+    fields = {
+        "checkpoint": note.decode(),
+        "witnesses": names,
+        "failures": dict(found.failures),
+        "published": publish,
+    }
+    done = [f"wrote {out}"] * (out is not None) + [f"published in {place}"] * publish
+    told = f"{', '.join(done)}: cosigned by {', '.join(names) or 'nobody'}" if done else ""
     print_result(fields, as_json, told or note.decode().rstrip("\n"))
     for said in [] if as_json else found.failures.values():
         typer.echo(printable(f"warning: {said}"), err=True)

@@ -266,10 +266,18 @@ def verify_checkpoint(note: bytes, log_keys: Sequence[VerifierKey]) -> Checkpoin
     return checkpoint
 
 
-def verify_cosignatures(note: bytes, trust: Trust) -> tuple[NoteSignature, ...]:
+RENEW = "Get it again once the witnesses have seen the log (fieldprint log renew, log proof --quorum)"
+
+
+def verify_cosignatures(note: bytes, trust: Trust, *, remedy: str = RENEW) -> tuple[NoteSignature, ...]:
     """The cosignatures on a checkpoint by witnesses of `trust`, if they are enough.
 
     3. No cosignature by a witness of `trust` is false, and together they meet its quorum.
+
+    Args:
+        note: the checkpoint.
+        trust: the witnesses and their quorum.
+        remedy: what the error says can be done about too few; by default for a receipt or a proof.
 
     Raises:
         FormatError: the note is not well formed.
@@ -284,6 +292,6 @@ def verify_cosignatures(note: bytes, trust: Trust) -> tuple[NoteSignature, ...]:
         raise VerificationError(
             3,
             f"too few witnesses cosigned the checkpoint: wanted {trust.quorum_text}, found {names}",
-            remedy="Get it again once the witnesses have seen the log (fieldprint log renew, log proof --quorum)",
+            remedy=remedy,
         )
     return found
