@@ -347,4 +347,4 @@ def test_a_log_that_fails_the_audit_is_cosigned_and_published(
 @pytest.mark.parametrize("port", ["99999", "-1"])
 def test_a_port_that_is_none_is_bad_usage(folder: Path, command: list[str], port: str) -> None:
     said = cli(folder, *command, "--port", port, code=2)
-    assert "than or equal to" in said
+    assert "--port" in said

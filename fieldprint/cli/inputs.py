@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from fieldprint.errors import FieldprintError, VerificationError
+from fieldprint.errors import FieldprintError, FormatError, VerificationError
 
 if TYPE_CHECKING:
     from fieldprint.adapters.transformers import LoadedModel
@@ -27,9 +27,10 @@ def read_input(path: Path) -> bytes:
 
 def write_new(path: Path, data: bytes) -> None:
     """Write a file that must not be there yet."""
+    from fieldprint.anchor.keys import write_new_file
+
     try:
-        with path.open("xb") as file:
-            file.write(data)
+        write_new_file(path, data)
     except FileExistsError:
         raise typer.BadParameter(f"{path} exists and is not overwritten") from None
     except OSError as error:
@@ -40,7 +41,10 @@ def open_policy(path: Path) -> "Policy":
     """The policy in a file."""
     from fieldprint.anchor import Policy
 
-    return Policy.from_bytes(read_input(path))
+    try:
+        return Policy.from_bytes(read_input(path))
+    except FormatError as error:
+        raise FormatError(f"{path}: {error.what}", remedy=error.remedy) from error
 
 
 def open_trust(path: Path) -> "Policy | TrustPolicy":

@@ -86,15 +86,13 @@ def log_serve(
         site = LogSite(storage, writer=writer, token=token, witness=witness)
         report = (lambda _line: None) if quiet else (lambda line: typer.echo(line, err=True))
         server = stack.enter_context(HttpServer(site, (host, port), report))
-        typer.echo(
-            f"serving {place} at {server.url}" + (", writable with the token" if writer else ", read-only")
-        )
-        _run_until_stopped(server)
+        how = "writable with the token" if writer else "read-only"
+        _run_until_stopped(server, f"serving {place} at {server.url}, {how}")
     typer.echo("stopped", err=True)
 
 
-def _run_until_stopped(server: "HttpServer") -> None:
-    """Until SIGINT or SIGTERM; the requests in hand are finished by the server's threads."""
+def _run_until_stopped(server: "HttpServer", announced: str) -> None:
+    """Until SIGINT or SIGTERM, from the moment that it is announced; the requests in hand are finished by the server's threads."""
     stop = threading.Event()
     before = {
         number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)
@@ -102,6 +100,7 @@ def _run_until_stopped(server: "HttpServer") -> None:
     thread = threading.Thread(target=server.serve_forever, name="log server")
     thread.start()
     try:
+        typer.echo(announced)
         stop.wait()
     finally:
         server.shutdown()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fieldprint.cli.inputs import open_trust, read_input, write_new
-from fieldprint.cli.options import Json, LastSignedFile
+from fieldprint.cli.options import Json, LastSignedFile, WitnessTimeout
 from fieldprint.cli.output import print_result, printable
 from fieldprint.errors import FieldprintError
 
@@ -63,17 +63,14 @@ def log_witness(
         report = (lambda _line: None) if quiet else (lambda line: typer.echo(line, err=True))
         with WitnessServer(witness, (host, port), report) as server:
             origins = sorted({log.name for log in known})
-            print_result(
-                {"url": server.url, "keys": keys, "logs": origins},
-                as_json,
-                "\n".join([*keys, f"cosigning {', '.join(map(printable, origins))} at {server.url}"]),
-            )
-            for number in (
-                signal.SIGINT,
-                signal.SIGTERM,
-            ):  # also where a shell has it started in the background
+            for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell started it in the background
                 signal.signal(number, signal.default_int_handler)
             try:
+                print_result(
+                    {"url": server.url, "keys": keys, "logs": origins},
+                    as_json,
+                    "\n".join([*keys, f"cosigning {', '.join(map(printable, origins))} at {server.url}"]),
+                )
                 server.serve_forever()
             except KeyboardInterrupt:
                 typer.echo("stopped", err=True)
@@ -119,13 +116,15 @@ def log_cosign(
         ),
     ] = False,
     last_signed: LastSignedFile = None,
-    timeout: Annotated[float, typer.Option("--timeout", help="Seconds to wait for the witnesses.")] = 5.0,
+    timeout: WitnessTimeout = 5.0,
     as_json: Json = False,
 ) -> None:
     """Ask witnesses to cosign the log's checkpoint, and print, write or publish it. Only --publish changes the log.
 
     Exit code 1 if too few answered for the quorum; what they said is printed, and nothing is written.
     """
+    if publish and place.startswith(("http://", "https://")):
+        raise typer.BadParameter("it needs the log's own folder or store", param_hint="--publish")
     from fieldprint.tlog import LogReader, publish_cosigned
     from fieldprint.tlog.witness_client import with_cosignatures
 

@@ -19,6 +19,7 @@ from typing import Protocol
 from fieldprint.errors import FormatError, VerificationError
 from fieldprint.note import COSIGNATURES, LOG_SIGNATURES, NoteSignature, VerifierKey, verify_signatures
 from fieldprint.note.signature import SignatureType
+from fieldprint.note.signed import untrusted
 from fieldprint.tlog.checkpoint import Checkpoint
 
 MAX_POLICY_SIZE = 1 << 20
@@ -255,9 +256,7 @@ def verify_checkpoint(note: bytes, log_keys: Sequence[VerifierKey]) -> Checkpoin
     verified = verify_signatures(note, log_keys)
     checkpoint = Checkpoint.from_text(verified.text)
     if not verified.signatures:
-        raise VerificationError(
-            2, "no trusted key signed the note", remedy="Check the log's key in the policy"
-        )
+        raise untrusted(note, log_keys)
     names = {signature.key.name for signature in verified.signatures}
     if checkpoint.origin not in names:
         raise VerificationError(
