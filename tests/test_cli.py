@@ -257,6 +257,22 @@ def test_bad_input_is_one_clear_line(folder: Path, arguments: tuple[str, ...], c
     assert "Traceback" not in process.stderr
 
 
+def test_generating_without_the_witnesses_of_the_policy_is_a_warning(folder: Path) -> None:
+    done(folder, "keys", "new", "north")
+    vkey = done(folder, "log", "witness", "--key", "keys/north.key", "--show-key").strip()
+    keys = ("--signer", "keys/owner.pub", "--log-pub", "keys/log.pub", "--witness", vkey)
+    done(folder, "policy", "new", "witnessed.toml", *keys)
+    (folder / "quorum.txt").write_text(f"witness north {vkey} http://127.0.0.1:1\nquorum north\n")
+    log = ("--log", "log", "--log-key", "keys/log.key", "--quorum", "quorum.txt", "--max-new-tokens", "1")
+    made = cli(folder, "generate", "Hi.", "--policy", "witnessed.toml", *log, "--json")
+    report = json.loads(made.stdout)
+    assert made.returncode == 0 and f"warning: {report['warning']}" in made.stderr
+    assert "http://127.0.0.1:1 cannot be asked" in report["warning"]
+    receipt = report["answers"][0]["receipt"]
+    refused = cli(folder, "verify", receipt, "--policy", "witnessed.toml")
+    assert refused.returncode == 1 and "check 8 failed" in refused.stderr
+
+
 def test_a_full_disk_loses_nothing(folder: Path) -> None:
     """A limit on file size makes the log's writes fail for real; the log stays valid."""
     before = (folder / "log/checkpoint").read_bytes()

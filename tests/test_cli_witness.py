@@ -15,6 +15,7 @@ import pytest
 
 from fieldprint.anchor import AnchorArtifact, Policy, load_private_key, sign_anchor
 from fieldprint.cli import main
+from fieldprint.cli.cosigning import open_cosigner
 from fieldprint.note import NoteSigner
 from fieldprint.tlog import LogProof, LogWriter, TrustPolicy, verify_log_proof
 from tests.vectors.make_vectors import SIGNER, story
@@ -269,3 +270,81 @@ def test_a_port_that_is_taken_is_one_line(folder: Path, quorum: Path) -> None:
     log = (folder / "log.vkey").read_text().strip()
     arguments = ["--key", "keys/north.key", "--log-vkey", log, "--port", url, "--state", "other.db"]
     assert "Address already in use" in cli(folder, "log", "witness", *arguments, code=1)
+
+
+def run(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """The command as a process, for what it says on both streams."""
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)], cwd=folder, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.fixture
+def revocation(folder: Path, tmp_path: Path) -> list[str | Path]:
+    """`anchor revoke` under a policy that needs two witnesses."""
+    now = datetime.now(UTC).replace(microsecond=0)
+    artifact = AnchorArtifact("a", "identity", "Your codename is Falcon.", now, now + timedelta(days=1))
+    owner = load_private_key(folder / "keys/owner.key")
+    (tmp_path / "anchor.json").write_bytes(sign_anchor(artifact, [owner]))
+    keys = ["--key", "keys/owner.key", "--log-key", "keys/log.key", "--reason", "lost"]
+    return ["anchor", "revoke", tmp_path / "anchor.json", *keys, "--policy", "policy.toml", "--log", "log"]
+
+
+def test_an_unmet_quorum_is_a_warning_and_a_field(
+    folder: Path, quorum: Path, tmp_path: Path, revocation: list[str | Path]
+) -> None:
+    down = tmp_path / "down.txt"
+    down.write_text(_unreachable(quorum))
+    told = run(folder, *revocation, "--quorum", down)
+    assert told.returncode == 0 and told.stdout.startswith("revoked")
+    (line,) = told.stderr.splitlines()
+    assert line.startswith("warning: ") and "http://127.0.0.1:1 cannot be asked" in line
+    assert "2 of w.example/north, w.example/lattice" in line
+    unasked = run(folder, *revocation, "--json")
+    warning = json.loads(unasked.stdout)["warning"]
+    assert "nobody was asked: give --quorum" in warning and warning in unasked.stderr
+    met = run(folder, *revocation, "--quorum", quorum, "--json")
+    assert json.loads(met.stdout)["warning"] is None and met.stderr == ""
+
+
+def test_a_served_log_warns_when_its_witnesses_begin_to_be_missing(folder: Path, tmp_path: Path) -> None:
+    policy = Policy.from_bytes((folder / "policy.toml").read_bytes())
+    said: list[str] = []
+    with open_cosigner(None, policy, said.append) as cosigner:
+        for _ in range(2):
+            assert cosigner(b"", lambda _size: []).quorum is False
+    assert said == [cosigner.shortfall] and "nobody was asked" in said[0]
+    with open_cosigner(None, replace(policy, minimum_witnesses=0), said.append) as cosigner:
+        assert cosigner(b"", lambda _size: []).quorum is True
+    assert len(said) == 1 and cosigner.shortfall == ""
+
+
+def test_a_log_that_fails_the_audit_is_cosigned_and_published(
+    folder: Path, quorum: Path, tmp_path: Path, revocation: list[str | Path]
+) -> None:
+    """The audit's own advice works, and the writer goes on from what was published."""
+    cli(folder, *revocation)
+    audit = ["log", "audit", "log", "--policy", "policy.toml", "--state", tmp_path / "state"]
+    refused = cli(folder, *audit, code=1)
+    assert (
+        "too few witnesses" in refused and "fieldprint log cosign LOG" in refused and "--publish" in refused
+    )
+    assert "renew" not in refused
+    cosign = ["log", "cosign", "log", "--policy", "policy.toml", "--quorum", quorum, "--publish"]
+    said = cli(folder, *cosign)
+    assert said.startswith("published in log: cosigned by w.example/")
+    assert "everything holds" in cli(folder, *audit)
+    cli(folder, *revocation, "--quorum", quorum)
+    assert "1 audited now" in cli(folder, *audit)
+    signer = NoteSigner("fieldprint.local/log", load_private_key(folder / "keys/log.key"))
+    before = (folder / "log/checkpoint").read_bytes()
+    with LogWriter(folder / "log", signer):
+        assert "another process writes the log" in cli(folder, *cosign, code=1)
+    assert (folder / "log/checkpoint").read_bytes() == before
+
+
+@pytest.mark.parametrize("command", [["log", "serve", "log"], ["log", "witness", "--key", "keys/north.key"]])
+@pytest.mark.parametrize("port", ["99999", "-1"])
+def test_a_port_that_is_none_is_bad_usage(folder: Path, command: list[str], port: str) -> None:
+    said = cli(folder, *command, "--port", port, code=2)
+    assert "--port" in said

@@ -1,6 +1,10 @@
 """The documents: links resolve, every command and every public name is described."""
 
+import os
 import re
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,6 +65,34 @@ def test_the_example_of_the_api_page_runs(
     exec(compile(source, "docs/api.md", "exec"), {})
     said = capsys.readouterr().out
     assert "Falcon" in said and "owner" in said
+
+
+def test_the_witness_recipe_of_the_commands_page_runs(tmp_path: Path, model_folder: Path) -> None:
+    text = (ROOT / "docs/commands.md").read_text()
+    (recipe,) = re.findall(r"<!-- witness recipe -->\n```text\n(.*?)```", text, re.DOTALL)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    script = tmp_path / "bin/fieldprint"
+    script.parent.mkdir()
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} -W ignore -m fieldprint.cli "$@"\n')
+    script.chmod(0o755)
+    run = subprocess.run(
+        [
+            "bash",
+            "-e",
+            "-m",
+            "-c",
+            recipe.replace("7380", port).replace("generate ", "generate --max-new-tokens 8 "),
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": f"{script.parent}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert run.returncode == 0 and "cosigned by witness.example/north" in run.stdout, run.stderr
+    assert "warning: the checkpoint" not in run.stderr
 
 
 def test_the_readme_begins_with_the_two_commands() -> None:

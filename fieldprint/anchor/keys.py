@@ -34,7 +34,8 @@ def new_key(folder: Path, name: str, *, lattice: bool = False) -> tuple[Path, Pa
         lattice: an ML-DSA-44 key, for a witness; else Ed25519.
 
     Raises:
-        FieldprintError: a file of that name exists; it is not overwritten. Or there is no ML-DSA-44 here.
+        FieldprintError: a file of that name exists; it is not overwritten. Or it cannot be written, and then neither
+            file is there. Or there is no ML-DSA-44 here.
         ValueError: `name` holds other characters than a-z, 0-9, dot, underscore, hyphen.
     """
     if not KEY_NAME.fullmatch(name):
@@ -49,11 +50,32 @@ def new_key(folder: Path, name: str, *, lattice: bool = False) -> tuple[Path, Pa
     taken = next((path for path in paths if path.exists()), None)
     if taken is not None:
         raise FieldprintError(f"{taken} exists and is not overwritten", remedy="Choose another name")
-    for path, data, mode in zip(paths, contents, (0o600, 0o644), strict=True):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    written: list[Path] = []
+    try:
+        for path, data, mode in zip(paths, contents, (0o600, 0o644), strict=True):
+            write_new_file(path, data, mode)
+            written.append(path)
+    except OSError as error:
+        for path in written:
+            path.unlink()
+        what = f"{paths[len(written)]} cannot be written: {error.strerror}"
+        raise FieldprintError(what, remedy="Nothing was kept; try again") from error
+    return paths
+
+
+def write_new_file(path: Path, data: bytes, mode: int = 0o666) -> None:
+    """Make a file that is not there yet; one that could not be written whole is removed again.
+
+    Raises:
+        FileExistsError: it is there. OSError: it cannot be written.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
-    return paths
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def _new_lattice_key() -> "MLDSA44PrivateKey":

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fieldprint.cli.cosigning import open_cosigner, warn
 from fieldprint.cli.inputs import open_model, open_policy, open_registry, open_writer, read_input, write_new
 from fieldprint.cli.options import (
     Json,
@@ -86,7 +87,7 @@ def anchor_sign(
 def anchor_verify(
     file: Annotated[Path, typer.Argument(help="The signed anchor.")],
     policy: PolicyFile,
-    log: Annotated[Path | None, typer.Option("--log", help="The log, for revocations.")] = None,
+    log: Annotated[str | None, typer.Option("--log", help="The log, for revocations.")] = None,
     model_digest: Annotated[
         str | None, typer.Option("--model-digest", help="Require a fieldprint for this model.")
     ] = None,
@@ -140,6 +141,7 @@ def anchor_revoke(
     reason: Annotated[str, typer.Option("--reason", help="Why; it is public.")],
     last_signed: LastSignedFile = None,
     quorum: QuorumFile = None,
+    as_json: Json = False,
 ) -> None:
     """Sign a revocation and append it to the log; from then on the anchor is refused."""
     from fieldprint.anchor import AnchorArtifact, Envelope, load_private_key, sign_revocation
@@ -153,6 +155,14 @@ def anchor_revoke(
         raise VerificationError(
             1, "these keys may not revoke under the policy", remedy="Use keys of [revocation]"
         )
-    with open_writer(log, log_key, trusted, last_signed, quorum=quorum) as writer:
+    with (
+        open_cosigner(quorum, trusted) as cosigner,
+        open_writer(log, log_key, trusted, last_signed, cosign=cosigner) as writer,
+    ):
         index = writer.append([entry]).first_index
-    typer.echo(f"revoked {digest[:16]}: entry {index} of {log}")
+    print_result(
+        {"anchor": digest, "index": index, "warning": cosigner.shortfall or None},
+        as_json,
+        f"revoked {digest[:16]}: entry {index} of {log}",
+    )
+    warn(cosigner.shortfall)

@@ -2,10 +2,13 @@
 
 import json
 import sys
+from importlib import metadata
+from typing import Annotated
 
 import typer
 
 from fieldprint.cli import anchor, audit, generate, keys, log, policy, proof, serve, verify, witness
+from fieldprint.cli.output import printable
 from fieldprint.errors import FieldprintError
 
 EXTRAS = dict.fromkeys(("torch", "transformers", "safetensors", "numpy"), "demo") | {
@@ -19,6 +22,24 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"fieldprint {metadata.version('fieldprint')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and end."),
+    ] = False,
+) -> None:
+    """Options that stand before the command."""
+
+
 app.add_typer(keys.app, name="keys")
 app.add_typer(policy.app, name="policy")
 app.add_typer(anchor.app, name="anchor")
@@ -37,6 +58,13 @@ def main() -> None:
     """Run the command line; expected errors are one line and exit code 1, with --json an object on stdout as well."""
     try:
         app()
+    except SystemExit as stop:
+        refused = getattr(
+            stop.__context__, "format_message", None
+        )  # typer's own usage error, printed already
+        if refused is not None:
+            _in_json(f"usage: {refused()}", check=None)
+        raise
     except FieldprintError as error:
         sys.exit(_failed(str(error), 1, check=getattr(error, "check", None)))
     except ValueError as error:
@@ -52,7 +80,11 @@ def main() -> None:
 
 
 def _failed(text: str, code: int, *, check: int | None = None) -> int:
-    typer.echo(f"error: {text}", err=True)
+    typer.echo(f"error: {printable(text)}", err=True)
+    _in_json(text, check=check)
+    return code
+
+
+def _in_json(text: str, *, check: int | None) -> None:
     if "--json" in sys.argv:
         typer.echo(json.dumps({"error": text, "check": check}, ensure_ascii=False))
-    return code

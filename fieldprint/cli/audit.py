@@ -1,9 +1,11 @@
 """`fieldprint log audit`."""
 
+import itertools
 import os
 import sys
 import time
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +14,7 @@ import typer
 from fieldprint.cli.inputs import open_policy
 from fieldprint.cli.options import Json
 from fieldprint.cli.output import print_result, printable
-from fieldprint.errors import VerificationError
+from fieldprint.errors import FieldprintError
 
 if TYPE_CHECKING:
     from fieldprint.anchor import Policy
@@ -47,32 +49,43 @@ def log_audit(
         ),
     ] = None,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Begin at the first entry; compare with no earlier audit.")
+        bool,
+        typer.Option(
+            "--restart",
+            help="Begin at the first entry; compare with no earlier audit, whose state file is kept.",
+        ),
     ] = False,
-    timeout: Annotated[float, typer.Option("--timeout", help="Seconds to wait for a server.")] = 30.0,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=0.1, max=3600, help="Seconds to wait for a server.")
+    ] = 30.0,
     as_json: Json = False,
 ) -> None:
     """Replay a log: its checkpoint, its tiles, its entries, the signatures in them, and what the last audit saw.
 
     Goes on where the last audit ended or was interrupted. Exit code 0: everything holds. 1: a check failed, and the first
-    bad tile or entry is named; or the log could not be read. 2: usage.
+    bad tile or entry is named; or the log could not be read. 2: usage. 130: ended by Ctrl-C.
     """
     from fieldprint.audit import Audit, load_state
 
     trusted, trust = _trust(policy, vkey)
     source = _source(place, timeout)
     file = _state_file(trust) if state is None else state
-    last = None if restart else load_state(file, trust, trusted)
     started = time.perf_counter()
     report: dict[str, Any] = {"place": place, "state": str(file)}
     try:
+        last = None if restart else load_state(file, trust, trusted)
         audit = Audit(source, trust, trusted, last, workers=WORKERS if "://" in place else 0)
         first = audit.log.position
+        if restart and file.exists():
+            report["earlier_state"] = str(_set_aside(file))
         report |= {"first": first, **_describe(audit)}
         _run(audit, file, show=not as_json and sys.stderr.isatty())
-    except VerificationError as error:
-        _failed(error, report, as_json)
+    except FieldprintError as error:
+        _failed(error, report, file, as_json)
         raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        _stopped(report, None if "first" not in report else audit, as_json)
+        raise typer.Exit(130) from None
     seconds = time.perf_counter() - started
     report |= _describe(audit) | {"ok": audit.entries.num_findings == 0, "seconds": round(seconds, 3)}
     print_result(report, as_json, _text(report, audit.log.position - first, seconds, trusted is not None))
@@ -144,7 +157,17 @@ def _progress(audit: "Audit") -> tuple[Callable[[int], None], Callable[[], None]
     return (lambda position: progress.update(task, completed=position)), progress.stop
 
 
+def _set_aside(file: Path) -> Path:
+    """Rename an earlier audit's state, which holds a checkpoint that the log signed, to a name that is free."""
+    number = next(n for n in itertools.count(1) if not file.with_name(f"{file.name}.{n}").exists())
+    kept = file.rename(file.with_name(f"{file.name}.{number}"))
+    typer.echo(f"the earlier audit's state is kept as {kept}", err=True)
+    return kept
+
+
 def _describe(audit: "Audit") -> dict[str, Any]:
+    from fieldprint.audit import KINDS
+
     checkpoint, entries = audit.log.checkpoint, audit.entries
     return {
         "origin": checkpoint.origin,
@@ -152,22 +175,43 @@ def _describe(audit: "Audit") -> dict[str, Any]:
         "root_hash": checkpoint.root_hash.hex(),
         "checkpoint": audit.log.signed_checkpoint.decode(),
         "position": audit.log.position,
-        "entries": dict(sorted(entries.counts.items())),
+        "entries": {kind: entries.counts[kind] for kind in KINDS},
         "findings": entries.num_findings,
         "first_findings": [{"index": f.index, "what": f.what} for f in entries.findings[:SHOWN_FINDINGS]],
         "unfollowed": entries.unfollowed,
     }
 
 
-def _failed(error: VerificationError, report: dict[str, Any], as_json: bool) -> None:
-    place = getattr(error, "place", "")
-    report |= {"ok": False, "check": error.check, "failed_at": place, "error": str(error)}
+def _failed(error: FieldprintError, report: dict[str, Any], file: Path, as_json: bool) -> None:
+    """Say which check failed, or that there was nothing to check; a checkpoint that proves a fork is kept."""
+    place, check = getattr(error, "place", ""), getattr(error, "check", None)
+    report |= {"ok": False, "check": check, "failed_at": place, "error": str(error)}
     typer.echo(f"error: {printable(str(error))}", err=True)
-    print_result(report, as_json, f"the log does not hold: first at {printable(place)}")
+    evidence = getattr(error, "evidence", b"")
+    if evidence:
+        kept = file.with_name(f"{file.name}.checkpoint-{sha256(evidence).hexdigest()[:16]}")
+        kept.write_bytes(evidence)
+        report |= {"checkpoint": evidence.decode(), "evidence": str(kept)}
+        typer.echo(f"this checkpoint is kept as {kept}", err=True)
+    told = "the audit could not be done" if check is None else "the log does not hold"
+    print_result(report, as_json, f"{told}: first at {printable(place)}" if place else told)
+
+
+def _stopped(report: dict[str, Any], audit: "Audit | None", as_json: bool) -> None:
+    where = "before the first entry"
+    if audit is not None:
+        report |= _describe(audit)
+        where = f"at {audit.log.position} of {audit.log.checkpoint.tree_size}"
+    text = f"stopped {where}; the next audit goes on from there"
+    typer.echo(text, err=True)
+    if as_json:
+        print_result(report | {"ok": False, "check": None, "error": text}, True, "")
 
 
 def _text(report: dict[str, Any], new: int, seconds: float, revocations: bool) -> str:
-    counts = ", ".join(f"{number} {kind}" for kind, number in report["entries"].items()) or "no entries"
+    counts = (
+        ", ".join(f"{number} {kind}" for kind, number in report["entries"].items() if number) or "no entries"
+    )
     lines = [
         f"{report['origin']}: {report['tree_size']} entries, root {report['root_hash'][:16]}",
         f"{new} audited now in {seconds:.1f} s ({new / seconds:.0f} entries/s), all since the first audit: {counts}",

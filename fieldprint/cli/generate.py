@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fieldprint.cli.cosigning import open_cosigner, warn
 from fieldprint.cli.inputs import open_model, open_policy, open_registry, open_writer, read_input
 from fieldprint.cli.options import Json, LastSignedFile, LogKey, LogPlace, ModelFolder, PolicyFile, QuorumFile
 from fieldprint.cli.output import print_result, printable
@@ -126,7 +127,10 @@ def generate(
     progress = _Progress(show=not as_json and sys.stderr.isatty())
     started = time.perf_counter()
     try:
-        with open_writer(log, log_key, trusted, last_signed, quorum=quorum) as writer:
+        with (
+            open_cosigner(quorum, trusted) as cosigner,
+            open_writer(log, log_key, trusted, last_signed, cosign=cosigner) as writer,
+        ):
             answers = run(
                 requests,
                 model=loaded,
@@ -160,7 +164,8 @@ def generate(
         )
     total = sum(len(answer.result.tokens) for answer in answers)
     if as_json:
-        print_result({"answers": rows, "seconds": seconds, "tokens_per_second": total / seconds}, True, "")
+        report = {"answers": rows, "seconds": seconds, "tokens_per_second": total / seconds}
+        print_result(report | {"warning": cosigner.shortfall or None}, True, "")
     else:
         for row in rows:
             typer.echo(
@@ -169,6 +174,7 @@ def generate(
         typer.echo(
             f"{total} tokens in {seconds:.1f} s ({total / seconds:.1f} tokens/s, prompts included)", err=True
         )
+    warn(cosigner.shortfall)
     if interrupt.is_set():
         raise typer.Exit(130)
 

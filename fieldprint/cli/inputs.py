@@ -2,19 +2,19 @@
 
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from fieldprint.errors import FieldprintError, VerificationError
+from fieldprint.errors import FieldprintError, FormatError, VerificationError
 
 if TYPE_CHECKING:
     from fieldprint.adapters.transformers import LoadedModel
     from fieldprint.anchor import Policy
     from fieldprint.registry import Registry
-    from fieldprint.tlog import LogReader, LogWriter, TrustPolicy
+    from fieldprint.tlog import Cosign, LogReader, LogWriter, TrustPolicy
 
 
 def read_input(path: Path) -> bytes:
@@ -27,9 +27,10 @@ def read_input(path: Path) -> bytes:
 
 def write_new(path: Path, data: bytes) -> None:
     """Write a file that must not be there yet."""
+    from fieldprint.anchor.keys import write_new_file
+
     try:
-        with path.open("xb") as file:
-            file.write(data)
+        write_new_file(path, data)
     except FileExistsError:
         raise typer.BadParameter(f"{path} exists and is not overwritten") from None
     except OSError as error:
@@ -40,7 +41,10 @@ def open_policy(path: Path) -> "Policy":
     """The policy in a file."""
     from fieldprint.anchor import Policy
 
-    return Policy.from_bytes(read_input(path))
+    try:
+        return Policy.from_bytes(read_input(path))
+    except FormatError as error:
+        raise FormatError(f"{path}: {error.what}", remedy=error.remedy) from error
 
 
 def open_trust(path: Path) -> "Policy | TrustPolicy":
@@ -75,24 +79,20 @@ def open_writer(
     last_signed: Path | None,
     *,
     adopt: bool = False,
-    quorum: Path | None = None,
+    cosign: "Cosign | None" = None,
 ) -> Iterator["LogWriter"]:
-    """The log's writer, if the key is the policy's; it asks the witnesses of a trust policy, if one is given."""
+    """The log's writer, if the key is the policy's; `cosign` asks witnesses before a checkpoint is published."""
     from fieldprint.anchor import load_private_key
     from fieldprint.note import NoteSigner
-    from fieldprint.tlog import LogWriter, TrustPolicy
-    from fieldprint.tlog.witness_client import WitnessQuorum
+    from fieldprint.tlog import LogWriter
 
     signer = NoteSigner(policy.log_key.name, load_private_key(log_key))
     if signer.verifier_key != policy.log_key:
         raise VerificationError(
             2, f"{log_key} is not the log key of the policy", remedy="Give the key of that log"
         )
-    with ExitStack() as stack:
-        ask = None
-        if quorum is not None:
-            ask = stack.enter_context(closing(WitnessQuorum(TrustPolicy.from_bytes(read_input(quorum)))))
-        yield stack.enter_context(LogWriter(place, signer, last_signed=last_signed, adopt=adopt, cosign=ask))
+    with LogWriter(place, signer, last_signed=last_signed, adopt=adopt, cosign=cosign) as writer:
+        yield writer
 
 
 def open_model(folder: Path | None, dtype: str = "float32") -> "LoadedModel":

@@ -27,3 +27,6 @@ QuorumFile = Annotated[
         "--quorum", help="Trust policy (C2SP tlog-policy) whose witnesses are asked to cosign the log."
     ),
 ]
+WitnessTimeout = Annotated[
+    float, typer.Option("--timeout", min=0.1, max=3600, help="Seconds to wait for the witnesses.")
+]

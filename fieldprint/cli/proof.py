@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from fieldprint.cli.inputs import open_trust, read_input, write_new
-from fieldprint.cli.options import Json, QuorumFile
+from fieldprint.cli.options import Json, QuorumFile, WitnessTimeout
 from fieldprint.cli.output import print_result
 from fieldprint.cli.witness import cosigned_checkpoint
 
@@ -27,7 +27,7 @@ def log_proof(
     ] = False,
     entry_out: Annotated[Path | None, typer.Option("--entry-out", help="Write the entry here.")] = None,
     quorum: QuorumFile = None,
-    timeout: Annotated[float, typer.Option("--timeout", help="Seconds to wait for the witnesses.")] = 5.0,
+    timeout: WitnessTimeout = 5.0,
     as_json: Json = False,
 ) -> None:
     """Write the proof that an entry is in the log: a file that anybody can check offline, also with other tools.
@@ -60,7 +60,7 @@ def log_renew(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")],
     quorum: QuorumFile = None,
-    timeout: Annotated[float, typer.Option("--timeout", help="Seconds to wait for the witnesses.")] = 5.0,
+    timeout: WitnessTimeout = 5.0,
     as_json: Json = False,
 ) -> None:
     """Write a receipt anew, with proofs to the log's present checkpoint and the cosignatures that it has by now."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fieldprint.cli.cosigning import open_cosigner, warn
 from fieldprint.cli.inputs import open_policy, open_writer, read_input
 from fieldprint.cli.log import LogArgument
 from fieldprint.cli.options import LastSignedFile, QuorumFile
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 def log_serve(
     place: LogArgument,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", help="Port to listen on; 0 takes a free one.")] = 8080,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 takes a free one.")
+    ] = 8080,
     token_file: Annotated[
         Path | None,
         typer.Option(
@@ -76,19 +79,20 @@ def log_serve(
     with ExitStack() as stack:
         writer = None
         if log_key is not None and policy is not None:
-            writing = open_writer(place, log_key, open_policy(policy), last_signed, quorum=quorum)
+            trusted = open_policy(policy)
+            cosigner = stack.enter_context(open_cosigner(quorum, trusted, warn))
+            writing = open_writer(place, log_key, trusted, last_signed, cosign=cosigner)
             writer = stack.enter_context(writing)
         site = LogSite(storage, writer=writer, token=token, witness=witness)
         report = (lambda _line: None) if quiet else (lambda line: typer.echo(line, err=True))
         server = stack.enter_context(HttpServer(site, (host, port), report))
-        typer.echo(
-            f"serving {place} at {server.url}" + (", writable with the token" if writer else ", read-only")
-        )
-        _run_until_stopped(server)
+        how = "writable with the token" if writer else "read-only"
+        _run_until_stopped(server, f"serving {place} at {server.url}, {how}")
+    typer.echo("stopped", err=True)
 
 
-def _run_until_stopped(server: "HttpServer") -> None:
-    """Until SIGINT or SIGTERM; the requests in hand are finished by the server's threads."""
+def _run_until_stopped(server: "HttpServer", announced: str) -> None:
+    """Until SIGINT or SIGTERM, from the moment that it is announced; the requests in hand are finished by the server's threads."""
     stop = threading.Event()
     before = {
         number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)
@@ -96,6 +100,7 @@ def _run_until_stopped(server: "HttpServer") -> None:
     thread = threading.Thread(target=server.serve_forever, name="log server")
     thread.start()
     try:
+        typer.echo(announced)
         stop.wait()
     finally:
         server.shutdown()

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from fieldprint.registry import Registry
     from fieldprint.tlog import Trust
 
+NEITHER = "it is neither a receipt, which is JSON, nor a proof, whose first line is c2sp.org/tlog-proof@v1"
+
 
 def verify(
     files: Annotated[
@@ -50,6 +52,8 @@ def verify(
         if not is_proof and (entry is not None or not isinstance(trusted, Policy)):
             raise typer.BadParameter(f"{file} is no proof; a receipt needs a policy in TOML, and no --entry")
         try:
+            if not is_proof and not data.lstrip().startswith(b"{"):
+                raise VerificationError(1, NEITHER)
             if is_proof:
                 fields, text = _proof(data, trusted, None if entry is None else read_input(entry))
             else:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fieldprint.cli.inputs import open_trust, read_input, write_new
-from fieldprint.cli.options import Json
+from fieldprint.cli.options import Json, LastSignedFile, WitnessTimeout
 from fieldprint.cli.output import print_result, printable
 from fieldprint.errors import FieldprintError
 
@@ -36,7 +36,9 @@ def log_witness(
         ),
     ] = Path("witness.db"),
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", help="Port to listen on; 0 takes a free one.")] = 7380,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 takes a free one.")
+    ] = 7380,
     show_key: Annotated[bool, typer.Option("--show-key", help="Print the witness's keys and end.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Do not print a line for each request.")] = False,
     as_json: Json = False,
@@ -61,17 +63,14 @@ def log_witness(
         report = (lambda _line: None) if quiet else (lambda line: typer.echo(line, err=True))
         with WitnessServer(witness, (host, port), report) as server:
             origins = sorted({log.name for log in known})
-            print_result(
-                {"url": server.url, "keys": keys, "logs": origins},
-                as_json,
-                "\n".join([*keys, f"cosigning {', '.join(map(printable, origins))} at {server.url}"]),
-            )
-            for number in (
-                signal.SIGINT,
-                signal.SIGTERM,
-            ):  # also where a shell has it started in the background
+            for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell started it in the background
                 signal.signal(number, signal.default_int_handler)
             try:
+                print_result(
+                    {"url": server.url, "keys": keys, "logs": origins},
+                    as_json,
+                    "\n".join([*keys, f"cosigning {', '.join(map(printable, origins))} at {server.url}"]),
+                )
                 server.serve_forever()
             except KeyboardInterrupt:
                 typer.echo("stopped", err=True)
@@ -110,24 +109,42 @@ def log_cosign(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write the cosigned checkpoint here.")
     ] = None,
-    timeout: Annotated[float, typer.Option("--timeout", help="Seconds to wait for the witnesses.")] = 5.0,
+    publish: Annotated[
+        bool,
+        typer.Option(
+            "--publish", help="Put the cosigned checkpoint into the log, if no other was published meanwhile."
+        ),
+    ] = False,
+    last_signed: LastSignedFile = None,
+    timeout: WitnessTimeout = 5.0,
     as_json: Json = False,
 ) -> None:
-    """Ask witnesses to cosign the log's checkpoint, and print or write it. The log is not changed.
+    """Ask witnesses to cosign the log's checkpoint, and print, write or publish it. Only --publish changes the log.
 
     Exit code 1 if too few answered for the quorum; what they said is printed, and nothing is written.
     """
-    from fieldprint.tlog import LogReader
+    if publish and place.startswith(("http://", "https://")):
+        raise typer.BadParameter("it needs the log's own folder or store", param_hint="--publish")
+    from fieldprint.tlog import LogReader, publish_cosigned
     from fieldprint.tlog.witness_client import with_cosignatures
 
     reader = LogReader(place, open_trust(policy).log_keys)
     found = _ask_witnesses(reader, quorum, timeout)
-    note = with_cosignatures(reader.signed_checkpoint(), found.signatures)
+    before = reader.signed_checkpoint()
+    note = with_cosignatures(before, found.signatures)
     if out is not None:
         write_new(out, note)
+    if publish:
+        publish_cosigned(place, note, before, last_signed=last_signed)
     names = [signature.key.name for signature in found.signatures]
-    fields = {"checkpoint": note.decode(), "witnesses": names, "failures": dict(found.failures)}
-    told = "" if out is None else f"wrote {out}: cosigned by {', '.join(names) or 'nobody'}"
+    fields = {
+        "checkpoint": note.decode(),
+        "witnesses": names,
+        "failures": dict(found.failures),
+        "published": publish,
+    }
+    done = [f"wrote {out}"] * (out is not None) + [f"published in {place}"] * publish
+    told = f"{', '.join(done)}: cosigned by {', '.join(names) or 'nobody'}" if done else ""
     print_result(fields, as_json, told or note.decode().rstrip("\n"))
     for said in [] if as_json else found.failures.values():
         typer.echo(printable(f"warning: {said}"), err=True)

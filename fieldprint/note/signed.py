@@ -143,10 +143,23 @@ def verify_note(data: bytes, keys: Sequence[VerifierKey]) -> str:
     """
     note = verify_signatures(data, keys)
     if not note.signatures:
-        raise VerificationError(
-            2, "no trusted key signed the note", remedy="Check the log's key in the policy"
-        )
+        raise untrusted(data, keys)
     return note.text
+
+
+def untrusted(data: bytes, keys: Sequence[VerifierKey]) -> VerificationError:
+    """The error of a well-formed note that no key of `keys` signed: whose signatures it has, and whose count."""
+    signed = [f"{name}+{signature[:4].hex()}" for _, name, signature in parse_note(data).signatures]
+    wanted = [f"{key.name}+{key.key_id.hex()}" for key in keys]
+    return VerificationError(
+        2,
+        f"no trusted key signed the note: it is signed by {_some(signed)}, and trusted is {_some(wanted)}",
+        remedy="Check the log's name and key in the policy",
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join([*names[:3], "..."] if len(names) > 3 else names) or "nobody"
 
 
 def _signature(line: str) -> tuple[str, bytes]:

@@ -18,7 +18,7 @@ from fieldprint.tlog.proof import LogProof, VerifiedEntry, prove_entry, verify_l
 from fieldprint.tlog.reader import LogReader
 from fieldprint.tlog.storage import PosixStorage, Source, Storage, open_source, open_storage
 from fieldprint.tlog.trust import Trust, TrustPolicy, verify_checkpoint, verify_cosignatures
-from fieldprint.tlog.writer import Appended, LogWriter, Pending
+from fieldprint.tlog.writer import Appended, LogWriter, Pending, publish_cosigned
 
 __all__ = [
     "Appended",
@@ -45,6 +45,7 @@ __all__ = [
     "prove_entry",
     "prove_inclusion",
     "prove_subtree",
+    "publish_cosigned",
     "tree_hash",
     "verify_checkpoint",
     "verify_consistency",

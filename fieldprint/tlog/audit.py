@@ -30,14 +30,22 @@ from fieldprint.tlog.trust import Trust, verify_checkpoint, verify_cosignatures
 
 SIZE = merkle.HASH_SIZE
 MAX_TILE_SIZE = WIDTH * SIZE
+COSIGN = (
+    "The log's operator can have it cosigned: fieldprint log cosign LOG --policy FILE --quorum FILE --publish"
+)
+KEEP = "Keep the state file and this checkpoint: both are signed, and together they are evidence"
 
 
 class AuditError(VerificationError):
-    """A check of an audit failed at `place`: `checkpoint`, the path of a tile or bundle, or `entry 812`."""
+    """A check of an audit failed at `place`: `checkpoint`, the path of a tile or bundle, or `entry 812`.
 
-    def __init__(self, check: int, what: str, *, place: str, remedy: str = "") -> None:
+    evidence: where check 2 failed, the signed checkpoint that contradicts the last audit's.
+    """
+
+    def __init__(self, check: int, what: str, *, place: str, remedy: str = "", evidence: bytes = b"") -> None:
         super().__init__(check, what, remedy=remedy)
         self.place = place
+        self.evidence = evidence
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +88,7 @@ class LogAudit:
             raise AuditError(1, "there is no checkpoint", place="checkpoint", remedy="Is this a log?")
         try:
             self.checkpoint = verify_checkpoint(signed, trust.log_keys)
-            verify_cosignatures(signed, trust)
+            verify_cosignatures(signed, trust, remedy=COSIGN)
         except (FormatError, VerificationError) as error:
             raise AuditError(1, error.what, place="checkpoint", remedy=error.remedy) from error
         self.signed_checkpoint = signed
@@ -115,7 +123,8 @@ class LogAudit:
                 2,
                 f"the log has {self.checkpoint.tree_size} entries, and had {before.tree_size} at the last audit",
                 place="checkpoint",
-                remedy="Keep the state file and this checkpoint: both are signed, and together they are evidence",
+                remedy=KEEP,
+                evidence=self.signed_checkpoint,
             )
 
     def _check_continues(self, before: Checkpoint) -> None:
@@ -125,7 +134,8 @@ class LogAudit:
                 2,
                 f"the first {before.tree_size} entries are not those of the last audit: a second history",
                 place="checkpoint",
-                remedy="Keep the state file and this checkpoint: both are signed, and together they are evidence",
+                remedy=KEEP,
+                evidence=self.signed_checkpoint,
             )
 
     def _partial_tile(self, level: int) -> bytes:

@@ -269,7 +269,9 @@ class History:
     def _begin(self, *, create: bool) -> None:
         """Publish an empty tree, if there is nothing yet."""
         if not create:
-            raise LogError(f"{self._storage.place} holds no log", remedy="Create it first")
+            raise LogError(
+                f"{self._storage.place} holds no log", remedy="Create it first: fieldprint log new"
+            )
         if any(True for _ in self._storage.names("tile/")):
             raise LogError(
                 f"{self._storage.place} holds tiles and no checkpoint; a new log here would be a second history",

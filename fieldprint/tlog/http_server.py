@@ -13,6 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socket import SHUT_RDWR, socket
 from typing import Any, Protocol
 
+from fieldprint.errors import LogError
+
 TEXT = "text/plain; charset=utf-8"
 NOT_KEPT = "no-store"
 TIMEOUT_SECONDS = 15
@@ -51,6 +53,9 @@ class HttpServer(ThreadingHTTPServer):
         site: what answers.
         address: host and port; port 0 takes a free one.
         report: called with one line for each request. No header and no body is in it.
+
+    Raises:
+        LogError: the host is unknown, or the port cannot be had.
     """
 
     daemon_threads = True
@@ -63,7 +68,12 @@ class HttpServer(ThreadingHTTPServer):
         self.report = report
         self._room = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self._since: dict[socket, float] = {}  # when each connection's present request began
-        super().__init__(address, _Connection)
+        try:
+            super().__init__(address, _Connection)
+        except OSError as error:
+            host, port = address
+            remedy = "Give another --host or --port, or end what listens there"
+            raise LogError(f"{host}:{port} cannot be listened on: {error.strerror}", remedy=remedy) from error
 
     @property
     def url(self) -> str:

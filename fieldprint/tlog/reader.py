@@ -100,23 +100,34 @@ class LogReader:
         """
         data = self.source.read(name)
         if data is None:
-            raise LogError(
-                f"{self.source.place}/{name} cannot be read: it is not there",
-                remedy="Is this the place of a log?",
-            )
+            raise self._missing(name)
+        return data
+
+    def _missing(self, name: str) -> LogError:
+        remedy = "Is this the place of a log?"
+        if name != "checkpoint":
+            remedy = "The checkpoint covers it: the log is damaged, or a mirror incomplete"
+        return LogError(f"{self.source.place}/{name} cannot be read: it is not there", remedy=remedy)
+
+    def _whole(self, name: str, partial: str) -> bytes:
+        """The full tile or bundle; if there is none either, it is the partial one that is missing."""
+        data = self.source.read(name)
+        if data is None:
+            raise self._missing(partial)
         return data
 
     def _bundle(self, index: int, width: int) -> list[bytes]:
         """The bundle at its width, or the first `width` entries of the whole one if the log has grown since."""
         if width < WIDTH and (partial := self.source.read(bundle_path(index, width))) is not None:
             return decode_bundle(partial, width)
-        return decode_bundle(self._read(bundle_path(index)), WIDTH)[:width]
+        return decode_bundle(self._whole(bundle_path(index), bundle_path(index, width)), WIDTH)[:width]
 
     def _read_tile(self, level: int, index: int, width: int) -> list[bytes]:
         """The tile at its width, or the first `width` hashes of the whole one if the log has grown since."""
         if width < WIDTH and (partial := self.source.read(tile_path(level, index, width))) is not None:
             return decode_tile(partial, width)
-        return decode_tile(self._read(tile_path(level, index)), WIDTH)[:width]
+        whole = self._whole(tile_path(level, index), tile_path(level, index, width))
+        return decode_tile(whole, WIDTH)[:width]
 
     def edge(self) -> list[list[bytes]]:
         """The hashes of the last, partial tile of each level, from level 0 up, which together give the root.

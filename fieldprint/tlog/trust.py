@@ -19,6 +19,7 @@ from typing import Protocol
 from fieldprint.errors import FormatError, VerificationError
 from fieldprint.note import COSIGNATURES, LOG_SIGNATURES, NoteSignature, VerifierKey, verify_signatures
 from fieldprint.note.signature import SignatureType
+from fieldprint.note.signed import untrusted
 from fieldprint.tlog.checkpoint import Checkpoint
 
 MAX_POLICY_SIZE = 1 << 20
@@ -255,9 +256,7 @@ def verify_checkpoint(note: bytes, log_keys: Sequence[VerifierKey]) -> Checkpoin
     verified = verify_signatures(note, log_keys)
     checkpoint = Checkpoint.from_text(verified.text)
     if not verified.signatures:
-        raise VerificationError(
-            2, "no trusted key signed the note", remedy="Check the log's key in the policy"
-        )
+        raise untrusted(note, log_keys)
     names = {signature.key.name for signature in verified.signatures}
     if checkpoint.origin not in names:
         raise VerificationError(
@@ -266,10 +265,18 @@ def verify_checkpoint(note: bytes, log_keys: Sequence[VerifierKey]) -> Checkpoin
     return checkpoint
 
 
-def verify_cosignatures(note: bytes, trust: Trust) -> tuple[NoteSignature, ...]:
+RENEW = "Get it again once the witnesses have seen the log (fieldprint log renew, log proof --quorum)"
+
+
+def verify_cosignatures(note: bytes, trust: Trust, *, remedy: str = RENEW) -> tuple[NoteSignature, ...]:
     """The cosignatures on a checkpoint by witnesses of `trust`, if they are enough.
 
     3. No cosignature by a witness of `trust` is false, and together they meet its quorum.
+
+    Args:
+        note: the checkpoint.
+        trust: the witnesses and their quorum.
+        remedy: what the error says can be done about too few; by default for a receipt or a proof.
 
     Raises:
         FormatError: the note is not well formed.
@@ -284,6 +291,6 @@ def verify_cosignatures(note: bytes, trust: Trust) -> tuple[NoteSignature, ...]:
         raise VerificationError(
             3,
             f"too few witnesses cosigned the checkpoint: wanted {trust.quorum_text}, found {names}",
-            remedy="Get it again once the witnesses have seen the log (fieldprint log renew, log proof --quorum)",
+            remedy=remedy,
         )
     return found

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 
 from fieldprint.errors import FieldprintError, LogError, LogLockedError
-from fieldprint.note import NoteSigner
+from fieldprint.note import NoteSigner, parse_note
 from fieldprint.tlog.history import Cosign, History, State
 from fieldprint.tlog.last_signed import LastSigned
 from fieldprint.tlog.storage import Source, Storage, open_storage
@@ -140,19 +140,9 @@ class LogWriter:
         self._storage = open_storage(place) if isinstance(place, Path | str) else place
         self._signer = signer
         self._max_delay, self._max_entries, self._max_waiting = max_delay, max_entries, max_waiting
-        lock_file = self._storage.lock_file
-        if last_signed is None:
-            if lock_file is None:
-                raise ValueError("a log in an object store needs last_signed, a file on this machine")
-            folder = lock_file.absolute().parent
-            last_signed = folder.with_name(folder.name + ".last-signed")
         if create:
             self._storage.create()
-        elif lock_file is not None and not lock_file.parent.exists():
-            raise LogError(f"{self._storage.place} holds no log", remedy="Create it first")
-        self._lock = _lock(
-            lock_file or last_signed.with_name(last_signed.name + ".lock"), self._storage.place
-        )
+        self._lock, last_signed = _locked(self._storage, last_signed)
         try:
             self._record = LastSigned(last_signed)
         except BaseException:
@@ -321,6 +311,50 @@ class LogWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def publish_cosigned(
+    place: Path | str | Storage, note: bytes, previous: bytes, *, last_signed: Path | None = None
+) -> None:
+    """Put `note`, the checkpoint `previous` with more cosignatures on it, into the log under the writer's lock.
+
+    Args:
+        place: the log's folder, or the URL of an object store.
+        note: what is published.
+        previous: the checkpoint that must still lie there.
+        last_signed: as for `LogWriter`; of a log in an object store the lock lies beside it.
+
+    Raises:
+        ValueError: `note` is another checkpoint than `previous`, or `last_signed` is needed.
+        LogLockedError: a writer holds the log. LogError: another checkpoint lies there, or it cannot be written.
+    """
+    if parse_note(note).text != parse_note(previous).text:
+        raise ValueError("note must be the checkpoint previous with other signatures")
+    storage = open_storage(place) if isinstance(place, Path | str) else place
+    lock, _ = _locked(storage, last_signed)
+    try:
+        if storage.read("checkpoint") != previous:
+            raise LogError(
+                f"{storage.place} has another checkpoint by now",
+                remedy="Nothing was published; have the new one cosigned",
+            )
+        storage.publish("checkpoint", note, previous)
+    finally:
+        os.close(lock)
+
+
+def _locked(storage: Storage, last_signed: Path | None) -> tuple[int, Path]:
+    """The descriptor of the log's locked file, and the path of the record of the last checkpoint."""
+    lock_file = storage.lock_file
+    if last_signed is None:
+        if lock_file is None:
+            raise ValueError("a log in an object store needs last_signed, a file on this machine")
+        folder = lock_file.absolute().parent
+        last_signed = folder.with_name(folder.name + ".last-signed")
+    if lock_file is not None and not lock_file.parent.exists():
+        raise LogError(f"{storage.place} holds no log", remedy="Create it first: fieldprint log new")
+    lock = _lock(lock_file or last_signed.with_name(last_signed.name + ".lock"), storage.place)
+    return lock, last_signed
 
 
 def _lock(path: Path, place: str) -> int:

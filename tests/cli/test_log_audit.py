@@ -8,11 +8,12 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from fieldprint.anchor import load_private_key
+from fieldprint.anchor import AnchorArtifact, load_private_key, sign_anchor
 from fieldprint.note import NoteSigner
 from fieldprint.tlog import LogWriter
 
@@ -89,6 +90,25 @@ def test_a_second_history_ends_with_1_and_the_state_stays(folder: Path) -> None:
     run = cli(folder, "log", "audit", "forked", "--policy", "policy.toml", "--state", "state.json")
     assert run.returncode == 1 and "a second history" in run.stderr and "evidence" in run.stderr
     assert (folder / "state.json").read_bytes() == before
+    told = cli(folder, "log", "audit", "forked", "--policy", "policy.toml", "--state", "state.json", "--json")
+    report, shown = json.loads(told.stdout), (folder / "forked/checkpoint").read_text()
+    assert (report["ok"], report["check"], report["checkpoint"]) == (False, 2, shown)
+    assert (folder / report["evidence"]).read_text() == shown
+    assert report["evidence"].startswith("state.json.checkpoint-") and report["evidence"] in told.stderr
+
+
+def test_restarting_keeps_the_earlier_state(folder: Path) -> None:
+    options = ("--policy", "policy.toml", "--state", "state.json")
+    assert cli(folder, "log", "audit", "log", *options).returncode == 0
+    before = (folder / "state.json").read_bytes()
+    append(folder, [b"forged %d" % i for i in range(700)], "forked")
+    for name in ("state.json.1", "state.json.2"):
+        run = cli(folder, "log", "audit", "forked", *options, "--restart", "--json")
+        assert run.returncode == 0 and json.loads(run.stdout)["earlier_state"] == name
+    assert (folder / "state.json.1").read_bytes() == before
+    (folder / "forked/checkpoint").unlink()
+    failed = cli(folder, "log", "audit", "forked", *options, "--restart")
+    assert failed.returncode == 1 and not (folder / "state.json.3").exists()
 
 
 def test_findings_end_with_1_and_are_said_again_next_time(folder: Path) -> None:
@@ -160,6 +180,19 @@ def test_a_served_log_is_written_and_audited_over_http(served: tuple[Path, str])
     run = cli(folder, "log", "audit", url, "--policy", "policy.toml", "--json")
     report = json.loads(run.stdout)
     assert run.returncode == 0 and report["tree_size"] == 601 and report["entries"]["other"] == 601
+
+
+def test_an_anchor_is_verified_with_the_revocations_of_a_served_log(served: tuple[Path, str]) -> None:
+    folder, url = served
+    now = datetime.now(UTC).replace(microsecond=0)
+    artifact = AnchorArtifact("a", "identity", "Your codename is Falcon.", now, now + timedelta(days=1))
+    signed = sign_anchor(artifact, [load_private_key(folder / "keys/owner.key")])
+    (folder / "anchor.json").write_bytes(signed)
+    arguments = ("anchor", "verify", "anchor.json", "--policy", "policy.toml", "--log")
+    run = cli(folder, *arguments, url)
+    assert run.returncode == 0 and "not checked" not in run.stdout, run.stderr
+    away = cli(folder, *arguments, "http://127.0.0.1:1/log")
+    assert away.returncode == 1 and "http://127.0.0.1:1/log/checkpoint" in away.stderr
 
 
 def test_a_token_that_others_can_read_is_refused(folder: Path) -> None:

@@ -244,3 +244,13 @@ def test_names_that_a_signature_line_cannot_hold_are_refused(name: str) -> None:
 def test_public_keys_of_a_wrong_length_are_refused() -> None:
     with pytest.raises(FormatError, match="32 bytes"):
         VerifierKey("name", bytes(31))
+
+
+def test_a_note_by_others_is_refused_with_the_names_of_both_sides() -> None:
+    other = NoteSigner("other.example/log", Ed25519PrivateKey.generate())
+    note = sign_note("text\n", [other])
+    wanted = NoteSigner("wanted.example/log", Ed25519PrivateKey.generate()).verifier_key
+    with pytest.raises(VerificationError) as caught:
+        verify_note(note, [wanted])
+    assert f"signed by {other.name}+{other.verifier_key.key_id.hex()}, and" in caught.value.what
+    assert f"trusted is {wanted.name}+{wanted.key_id.hex()}" in caught.value.what

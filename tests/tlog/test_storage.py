@@ -160,8 +160,10 @@ def test_two_threads_replace_one_object_and_one_of_them_wins(s3: str) -> None:
 def test_a_store_that_does_not_answer_is_a_log_error(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from fieldprint.tlog.storage.objects import ObjectStorage
 
-    with pytest.raises(LogError, match="cannot be opened"):
+    with pytest.raises(ValueError, match="of no object store"):
         open_storage("nosuch://bucket/log")
+    with pytest.raises(LogError, match="cannot be opened"):
+        open_storage("s3://")
     missing = ObjectStorage(s3.replace(BUCKET, "no-such-bucket"), retry_config={"max_retries": 0})
     with pytest.raises(LogError, match="cannot be written"):
         missing.write({"tile/0/000": b"x"})

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fieldprint.errors import LogError
-from fieldprint.note import NoteSigner
-from fieldprint.tlog import Cosigned, LogReader, LogWriter, PosixStorage, State
+from fieldprint.errors import LogError, LogLockedError
+from fieldprint.note import NoteSigner, signature_line
+from fieldprint.tlog import Cosigned, LogReader, LogWriter, PosixStorage, State, publish_cosigned
 from fieldprint.tlog.storage.disk import Disk
 
 SIGNER = NoteSigner("fieldprint.example/log", Ed25519PrivateKey.from_private_bytes(bytes([1]) * 32))
@@ -169,3 +169,22 @@ def test_a_bug_in_the_thread_ends_the_writer_and_reaches_who_waits(tmp_path: Pat
     log.close()
     with LogWriter(tmp_path / "log", SIGNER) as again:
         assert again.append([b"entry"]).first_index == 0
+
+
+def test_cosignatures_are_published_late_under_the_lock_and_over_the_same_checkpoint(tmp_path: Path) -> None:
+    place = tmp_path / "log"
+    with LogWriter(place, SIGNER, create=True) as log:
+        before = log.append([b"one"]).checkpoint
+        note = before + signature_line("w.example/late", b"1234" + bytes(72)).encode()
+        with pytest.raises(LogLockedError):
+            publish_cosigned(place, note, before)
+    publish_cosigned(place, note, before)
+    assert (place / "checkpoint").read_bytes() == note
+    with LogWriter(place, SIGNER) as log:
+        assert log.checkpoint == note
+        after = log.append([b"two"]).checkpoint
+    with pytest.raises(LogError, match="another checkpoint by now"):
+        publish_cosigned(place, note, before)
+    with pytest.raises(ValueError, match="other signatures"):
+        publish_cosigned(place, note, after)
+    assert (place / "checkpoint").read_bytes() == after

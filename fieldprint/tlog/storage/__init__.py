@@ -14,6 +14,8 @@ from fieldprint.tlog.storage.posix import PosixStorage
 
 __all__ = ["PosixStorage", "Source", "Storage", "open_source", "open_storage"]
 
+STORES = ("s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss", "file", "memory", "http", "https")
+
 
 class Source(Protocol):
     """Where a log is read from."""
@@ -82,10 +84,13 @@ def open_storage(place: Path | str) -> Storage:
     AWS_ALLOW_HTTP=true.
 
     Raises:
+        ValueError: the URL is of another scheme than STORES.
         LogError: the store cannot be opened.
         ModuleNotFoundError: the extra is not installed.
     """
     if isinstance(place, str) and "://" in place:
+        if not place.startswith(tuple(f"{scheme}://" for scheme in STORES)):
+            raise ValueError(f"{place} is of no object store: {', '.join(STORES)} are known")
         from fieldprint.tlog.storage.objects import ObjectStorage
 
         return ObjectStorage(place)
