@@ -14,7 +14,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,12 @@ class EntryCheck:
     chains: dict[str, tuple[int, int, str]] = field(default_factory=dict)
     dropped: int = 0
     unfollowed: int = 0
+
+    def copy(self) -> "EntryCheck":
+        """Another that goes on from here and leaves this one as it is."""
+        return replace(
+            self, counts=self.counts.copy(), findings=self.findings.copy(), chains=self.chains.copy()
+        )
 
     def add(self, index: int, entry: bytes, leaf_hash: bytes) -> None:
         """Check the entry and count it."""
@@ -211,7 +217,7 @@ class Audit:
     """
 
     log: LogAudit
-    entries: EntryCheck
+    _state: AuditState
 
     def __init__(
         self,
@@ -223,7 +229,13 @@ class Audit:
         workers: int = 0,
     ) -> None:
         self.log = LogAudit(source, trust, None if state is None else state.audited, workers=workers)
-        self.entries = EntryCheck(policy) if state is None else state.entries
+        entries = EntryCheck(policy) if state is None else state.entries
+        self._state = AuditState(Audited(self.log.signed_checkpoint, self.log.position), entries)
+
+    @property
+    def entries(self) -> EntryCheck:
+        """What check 6 found up to the last whole bundle."""
+        return self._state.entries
 
     def run(self) -> Iterator[int]:
         """Checks 4 to 6, a bundle at a time; gives the position after each.
@@ -232,14 +244,16 @@ class Audit:
             AuditError: check 4 or 5 failed. LogError: the log cannot be read at the moment.
         """
         for bundle in self.log.bundles():
+            entries = self.entries.copy()
             for offset, (entry, leaf) in enumerate(zip(bundle.entries, bundle.leaf_hashes, strict=True)):
-                self.entries.add(bundle.start + offset, entry, leaf)
-            self.log.position = bundle.start + len(bundle.entries)
-            yield self.log.position
+                entries.add(bundle.start + offset, entry, leaf)
+            position = bundle.start + len(bundle.entries)
+            self._state = AuditState(Audited(self.log.signed_checkpoint, position), entries)
+            yield position
 
     def state(self) -> AuditState:
-        """What the next audit may begin from, after any step of `run`."""
-        return AuditState(Audited(self.log.signed_checkpoint, self.log.position), self.entries)
+        """What the next audit may begin from: all up to the last whole bundle, also if `run` was interrupted in one."""
+        return self._state
 
 
 def load_state(path: Path, trust: Trust, policy: Policy | None) -> AuditState | None:

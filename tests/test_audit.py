@@ -187,6 +187,31 @@ def test_an_audit_interrupted_after_any_step_ends_as_one_in_one_go(folder: Path,
     assert [finding.index for finding in finished(folder).entries.findings] == [700]
 
 
+def test_an_audit_interrupted_at_any_entry_leaves_the_state_of_the_last_whole_bundle(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C arrives anywhere: counts and chains must not be ahead of the position."""
+    whole = finished(folder).state().to_bytes()
+    audit = Audit(open_source(folder), POLICY, POLICY)
+    next(audit.run())
+    before = audit.state().to_bytes()
+    add = EntryCheck.add
+    for at in range(256, 512):
+
+        def interrupted(self: EntryCheck, index: int, entry: bytes, leaf: bytes, at: int = at) -> None:
+            add(self, index, entry, leaf)
+            if index == at:
+                raise KeyboardInterrupt
+
+        audit = Audit(open_source(folder), POLICY, POLICY, AuditState.from_bytes(before, POLICY, POLICY))
+        with monkeypatch.context() as patch:
+            patch.setattr(EntryCheck, "add", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                list(audit.run())
+        assert audit.state().to_bytes() == before
+    assert finished(folder, audit.state()).state().to_bytes() == whole
+
+
 def test_a_finished_audit_finds_nothing_new(folder: Path) -> None:
     state = finished(folder).state()
     assert list(Audit(open_source(folder), POLICY, POLICY, state).run()) == []
