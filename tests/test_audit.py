@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,8 +137,15 @@ def test_without_a_policy_revocations_are_parsed_and_not_judged() -> None:
     check = EntryCheck(None)
     check.add(0, forged, leaf_hash(forged))
     assert check.findings == [] and check_all([forged]).num_findings == 1
-    check.add(1, b'{"type":"revoke","v":1}', bytes(32))
-    assert check.num_findings == 1
+    malformed = [
+        b'{"type":"revoke","v":1}',
+        rfc8785.dumps({**json.loads(forged), "v": 99}),
+        rfc8785.dumps({**json.loads(forged), "envelope": 7}),
+        rfc8785.dumps({**json.loads(forged), "envelope": "e30="}),
+    ]
+    for index, entry in enumerate(malformed, 1):
+        check.add(index, entry, leaf_hash(entry))
+    assert [finding.index for finding in check.findings] == [1, 2, 3, 4]
 
 
 def test_open_requests_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,6 +270,7 @@ def test_a_state_whose_digest_fits_is_checked_all_the_same(folder: Path) -> None
         (POLICY, edited(state, "", v=2)),
         (POLICY, edited(state, "", type="receipt")),
         (POLICY, edited(state, "", x=1)),
+        (POLICY, edited(state, "", revokers=7)),
         (POLICY, edited(state, "audited", position=702)),
         (POLICY, edited(state, "audited", position=-1)),
         (POLICY, edited(state, "audited", position=True)),
@@ -275,6 +284,31 @@ def test_a_state_whose_digest_fits_is_checked_all_the_same(folder: Path) -> None
     ):
         with pytest.raises(FieldprintError):
             AuditState.from_bytes(data, policy, policy)
+
+
+def test_a_state_made_with_other_revokers_or_none_is_refused(folder: Path, tmp_path: Path) -> None:
+    """Else what they would have refused, or let pass, is never looked at again."""
+    others = make_policy(STRANGER, LOG)
+    two = replace(POLICY, keys={**POLICY.keys, "second": others.keys["owner"]}, revokers=("owner", "second"))
+    stricter = replace(two, revocation_threshold=2)
+    policies = (None, POLICY, others, two, stricter)
+    for made in policies:
+        audit = Audit(open_source(folder), POLICY, made)
+        save_state(tmp_path / "state", audit.state())
+        for policy in policies:
+            if policy is made:
+                assert load_state(tmp_path / "state", POLICY, policy) == audit.state()
+                continue
+            with pytest.raises(LogError, match="revokers") as caught:
+                load_state(tmp_path / "state", POLICY, policy)
+            assert "--restart" in str(caught.value)
+
+
+def test_a_state_outlives_a_change_of_the_policy_that_revocations_do_not_depend_on(folder: Path) -> None:
+    """A key's name, a kind's rule; to begin anew for those would throw away what check 2 compares with."""
+    other = replace(POLICY, keys={"boss": POLICY.keys["owner"]}, kinds={}, revokers=("boss",))
+    data = finished(folder).state().to_bytes()
+    assert AuditState.from_bytes(data, other, other).to_bytes() == data
 
 
 def test_a_state_is_replaced_whole_or_not_at_all(
