@@ -35,7 +35,7 @@ FOR_GOOD = "public, max-age=31536000, immutable"
 REVALIDATED = "no-cache"
 MIN_TOKEN_SIZE = 16
 _TILE = re.compile(
-    r"tile/(?P<level>entries|[0-9]|[1-5][0-9]|6[0-3])/(?P<index>(?:x[0-9]{3}/){0,5}[0-9]{3})"
+    r"/tile/(?P<level>entries|[0-9]|[1-5][0-9]|6[0-3])/(?P<index>(?:x[0-9]{3}/){0,5}[0-9]{3})"
     r"(?:\.p/(?P<width>[1-9][0-9]{0,2}))?"
 )
 _WITNESS = re.compile(r"/add-checkpoint|/[0-9a-f]{64}/checkpoint")
@@ -213,7 +213,7 @@ class LogSite:
 
     def _tile(self, path: str) -> tuple[str, Response]:
         """A tile or bundle in its only spelling, below the log's folder whatever the path holds."""
-        found = _TILE.fullmatch(path[1:])
+        found = _TILE.fullmatch(path)
         missing = Response(404, b"nothing is here\n")
         if found is None or found["index"].startswith("x000/") or int(found["width"] or 1) >= WIDTH:
             return "other", missing

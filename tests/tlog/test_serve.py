@@ -129,7 +129,7 @@ def test_no_path_asks_the_storage_for_anything_but_a_file_of_a_log(path: str) ->
     assert set(source.asked) <= {"checkpoint"}
 
 
-@given(st.from_regex(r"/tile/([0-9]{1,3}|entries)/([x0-9./p%]|\.\.){1,20}", fullmatch=True))
+@given(st.from_regex(r"[/Z]tile/([0-9]{1,3}|entries)/([x0-9./p%]|\.\.){1,20}", fullmatch=True))
 def test_tile_paths_have_one_spelling(path: str) -> None:
     class Everything(Files):
         def read(self, name: str) -> bytes | None:
@@ -140,12 +140,19 @@ def test_tile_paths_have_one_spelling(path: str) -> None:
     if site.answer("GET", path).status != 200:
         assert set(source.asked) <= {"checkpoint"}
         return
-    found = re.fullmatch(r"/tile/(\d+|entries)/(.*?)(?:\.p/(\d+))?", path)
+    found = re.fullmatch(r".tile/(\d+|entries)/(.*?)(?:\.p/(\d+))?", path)
     assert found is not None
     index = int(found[2].replace("x", "").replace("/", ""))
     width = 256 if found[3] is None else int(found[3])
     expected = bundle_path(index, width) if found[1] == "entries" else tile_path(int(found[1]), index, width)
     assert path == f"/{expected}"
+
+
+@pytest.mark.parametrize("first", ["", "Z", "?", "//", "/Z"])
+def test_a_tile_path_begins_with_one_slash(folder: Path, first: str) -> None:
+    with serving(LogSite(open_source(folder))) as connection:
+        assert ask(connection, f"/{tile_path(0, 0)}")[0] == 200
+        assert ask(connection, f"{first}{tile_path(0, 0)}")[0] == 404
 
 
 def test_a_storage_that_fails_is_unavailable() -> None:
