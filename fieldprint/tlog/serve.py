@@ -1,8 +1,9 @@
 """Serving a log over HTTP (c2sp.org/tlog-tiles): `LogSite.answer` maps a request to an answer without a socket.
 
     GET  /checkpoint                     text/plain, revalidated each time
-    GET  /tile/0/x001/234.p/5            application/octet-stream, kept for good
-    GET  /tile/entries/000               application/octet-stream, kept for good
+    GET  /tile/0/x001/234                application/octet-stream, kept for good
+    GET  /tile/0/x001/234.p/5            application/octet-stream, kept for a minute: the next one takes its place
+    GET  /tile/entries/000               application/octet-stream, kept as tiles are
     GET  /metrics                        Prometheus text
     POST /add                            201 {"index":5,"tree_size":6}; only with a bearer token
     POST /add-checkpoint, GET /<origin's digest>/checkpoint    of a witness, if there is one
@@ -32,6 +33,7 @@ from fieldprint.tlog.witness_server import answer as witness_answer
 
 BINARY = "application/octet-stream"
 FOR_GOOD = "public, max-age=31536000, immutable"
+FOR_A_MINUTE = "public, max-age=60"
 REVALIDATED = "no-cache"
 MIN_TOKEN_SIZE = 16
 _TILE = re.compile(
@@ -224,7 +226,8 @@ class LogSite:
         if last > self._covered and last > (self._tree_size() or 0):
             return kind, missing
         data = self.source.read(path[1:])
-        return kind, missing if data is None else Response(200, data, BINARY, FOR_GOOD)
+        cache = FOR_GOOD if found["width"] is None else FOR_A_MINUTE
+        return kind, missing if data is None else Response(200, data, BINARY, cache)
 
     def _tree_size(self) -> int | None:
         """What the checkpoint covers; its signature is its readers' concern."""
