@@ -46,12 +46,12 @@ _WITNESS = re.compile(r"/add-checkpoint|/[0-9a-f]{64}/checkpoint")
 class Appender(Protocol):
     """What a writer of a log does for `POST /add`."""
 
-    def append(self, entries: list[bytes]) -> "Appended":
+    def append(self, entries: list[bytes]) -> "Published":
         """Put entries into the log; returns when a published checkpoint covers them."""
 
 
-class Appended(Protocol):
-    """Where a batch is."""
+class Published(Protocol):
+    """Where a batch is, once a checkpoint covers it."""
 
     @property
     def first_index(self) -> int:
