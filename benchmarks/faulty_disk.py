@@ -72,10 +72,10 @@ class FaultyDisk(Disk):
         self.dead = True
         raise Killed
 
-    def read(self, path: Path) -> bytes | None:
-        """The file's bytes; None if there is no file."""
+    def read(self, path: Path, limit: int) -> bytes | None:
+        """The file's bytes, at most one more than `limit`; None if there is no file."""
         file = self.names.get(path)
-        return None if file is None else file.content
+        return None if file is None else file.content[: limit + 1]
 
     def exists(self, path: Path) -> bool:
         """Whether there is a file or folder."""

@@ -14,7 +14,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from fieldprint.anchor.dsse import check_keys, check_version, decode_base64, par
 from fieldprint.anchor.policy import Policy
 from fieldprint.commit.leaf import AbortEntry, Commitment
 from fieldprint.errors import FieldprintError, FormatError, LogError, VerificationError
-from fieldprint.registry import MAX_EVENT_SIZE, read_promotion, read_revocation
+from fieldprint.registry import MAX_EVENT_SIZE, read_envelope, read_promotion, read_revocation
 from fieldprint.tlog.audit import Audited, LogAudit
 from fieldprint.tlog.storage import Source
 from fieldprint.tlog.trust import Trust, verify_checkpoint
@@ -61,6 +61,12 @@ class EntryCheck:
     dropped: int = 0
     unfollowed: int = 0
 
+    def copy(self) -> "EntryCheck":
+        """Another that goes on from here and leaves this one as it is."""
+        return replace(
+            self, counts=self.counts.copy(), findings=self.findings.copy(), chains=self.chains.copy()
+        )
+
     def add(self, index: int, entry: bytes, leaf_hash: bytes) -> None:
         """Check the entry and count it."""
         kind = "other"
@@ -90,7 +96,7 @@ class EntryCheck:
         elif self.policy is not None:
             read_revocation(fields, self.policy)
         else:
-            check_keys(fields, {"envelope", "type", "v"}, "the revocation entry")
+            read_envelope(fields)
 
     def _follow(self, leaf: Commitment, leaf_hash: str) -> None:
         known = self.chains.pop(leaf.request, None)
@@ -114,9 +120,11 @@ class EntryCheck:
 class AuditState:
     """What an audit leaves for the next one.
 
-    {"audited":{"checkpoint":"<note>","position":600},"entries":{...},"sha256":"<hex>","type":"audit-state","v":1}
+    {"audited":{"checkpoint":"<note>","position":600},"entries":{...},"revokers":"<hex>","sha256":"<hex>",
+    "type":"audit-state","v":1}
 
-    sha256: over the canonical JSON without that field. It finds damage; who can write the file can write it too, so keep
+    revokers: SHA-256 over the canonical JSON of whose signatures on revocations were checked, or null if none were:
+    {"keys":["<key id>",...],"threshold":1}. sha256: over the canonical JSON without that field. It finds damage; who can write the file can write it too, so keep
     it where the log's operator cannot.
     """
 
@@ -139,6 +147,7 @@ class AuditState:
                 "num_findings": entries.num_findings,
                 "unfollowed": entries.unfollowed,
             },
+            "revokers": _revokers(entries.policy),
             "type": "audit-state",
             "v": 1,
         }
@@ -149,21 +158,33 @@ class AuditState:
         """The state in a file.
 
         Raises:
-            FormatError: damaged, of another form, or beyond its checkpoint's tree. VerificationError: its checkpoint is
-                not signed by the log's key.
+            FormatError: damaged, of another form, beyond its checkpoint's tree, or made with other revokers than the
+                policy's. VerificationError: its checkpoint is not signed by the log's key.
         """
         fields = parse_canonical(data, "the state file", MAX_STATE_SIZE)
-        check_keys(fields, {"audited", "entries", "sha256", "type", "v"}, "the state file")
+        check_keys(fields, {"audited", "entries", "revokers", "sha256", "type", "v"}, "the state file")
         check_version(fields, "audit-state", "the state file")
         claimed = fields.pop("sha256")
         if claimed != sha256(rfc8785.dumps(fields)).hexdigest():
             raise FormatError("the state file's digest is not that of its content")
+        if fields["revokers"] != _revokers(policy):
+            raise FormatError(
+                "revocations up to there were checked with other revokers than this policy's, or with none"
+            )
         check_keys(fields["audited"], {"checkpoint", "position"}, "the state file")
         signed = decode_base64(fields["audited"]["checkpoint"], "the state file's checkpoint")
         position = _count(fields["audited"]["position"])
         if position > verify_checkpoint(signed, trust.log_keys).tree_size:
             raise FormatError("the state file is beyond its checkpoint")
         return cls(Audited(signed, position), _entries(fields["entries"], position, policy))
+
+
+def _revokers(policy: Policy | None) -> str | None:
+    """What of a policy decides on revocations, as a digest."""
+    if policy is None:
+        return None
+    keys = sorted(policy.trusted(policy.revokers))
+    return sha256(rfc8785.dumps({"keys": keys, "threshold": policy.revocation_threshold})).hexdigest()
 
 
 def _count(value: object) -> int:
@@ -211,7 +232,7 @@ class Audit:
     """
 
     log: LogAudit
-    entries: EntryCheck
+    _state: AuditState
 
     def __init__(
         self,
@@ -223,7 +244,13 @@ class Audit:
         workers: int = 0,
     ) -> None:
         self.log = LogAudit(source, trust, None if state is None else state.audited, workers=workers)
-        self.entries = EntryCheck(policy) if state is None else state.entries
+        entries = EntryCheck(policy) if state is None else state.entries
+        self._state = AuditState(Audited(self.log.signed_checkpoint, self.log.position), entries)
+
+    @property
+    def entries(self) -> EntryCheck:
+        """What check 6 found up to the last whole bundle."""
+        return self._state.entries
 
     def run(self) -> Iterator[int]:
         """Checks 4 to 6, a bundle at a time; gives the position after each.
@@ -232,14 +259,16 @@ class Audit:
             AuditError: check 4 or 5 failed. LogError: the log cannot be read at the moment.
         """
         for bundle in self.log.bundles():
+            entries = self.entries.copy()
             for offset, (entry, leaf) in enumerate(zip(bundle.entries, bundle.leaf_hashes, strict=True)):
-                self.entries.add(bundle.start + offset, entry, leaf)
-            self.log.position = bundle.start + len(bundle.entries)
-            yield self.log.position
+                entries.add(bundle.start + offset, entry, leaf)
+            position = bundle.start + len(bundle.entries)
+            self._state = AuditState(Audited(self.log.signed_checkpoint, position), entries)
+            yield position
 
     def state(self) -> AuditState:
-        """What the next audit may begin from, after any step of `run`."""
-        return AuditState(Audited(self.log.signed_checkpoint, self.log.position), self.entries)
+        """What the next audit may begin from: all up to the last whole bundle, also if `run` was interrupted in one."""
+        return self._state
 
 
 def load_state(path: Path, trust: Trust, policy: Policy | None) -> AuditState | None:

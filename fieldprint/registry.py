@@ -89,15 +89,24 @@ class Registry:
         return registry
 
 
+def read_envelope(fields: dict[str, object]) -> Envelope:
+    """The envelope in a parsed `revoke` entry, whoever signed it.
+
+    Raises:
+        FormatError: the entry is malformed.
+    """
+    check_keys(fields, {"envelope", "type", "v"}, "the revocation entry")
+    check_version(fields, "revoke", "the entry")
+    return Envelope.from_bytes(decode_base64(fields["envelope"], "the revocation"))
+
+
 def read_revocation(fields: dict[str, object], policy: Policy) -> Revocation:
     """The revocation in a parsed `revoke` entry, if the policy's revokers signed it.
 
     Raises:
         FormatError: the entry is malformed. VerificationError: too few revokers signed; check 1.
     """
-    check_keys(fields, {"envelope", "type", "v"}, "the revocation entry")
-    check_version(fields, "revoke", "the entry")
-    envelope = Envelope.from_bytes(decode_base64(fields["envelope"], "the revocation"))
+    envelope = read_envelope(fields)
     signers = valid_signers(envelope, policy.trusted(policy.revokers))
     if envelope.payload_type != PAYLOAD_TYPE or len(signers) < policy.revocation_threshold:
         raise VerificationError(

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,8 +137,15 @@ def test_without_a_policy_revocations_are_parsed_and_not_judged() -> None:
     check = EntryCheck(None)
     check.add(0, forged, leaf_hash(forged))
     assert check.findings == [] and check_all([forged]).num_findings == 1
-    check.add(1, b'{"type":"revoke","v":1}', bytes(32))
-    assert check.num_findings == 1
+    malformed = [
+        b'{"type":"revoke","v":1}',
+        rfc8785.dumps({**json.loads(forged), "v": 99}),
+        rfc8785.dumps({**json.loads(forged), "envelope": 7}),
+        rfc8785.dumps({**json.loads(forged), "envelope": "e30="}),
+    ]
+    for index, entry in enumerate(malformed, 1):
+        check.add(index, entry, leaf_hash(entry))
+    assert [finding.index for finding in check.findings] == [1, 2, 3, 4]
 
 
 def test_open_requests_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,6 +193,31 @@ def test_an_audit_interrupted_after_any_step_ends_as_one_in_one_go(folder: Path,
         assert again is not None and again.audited.position == 256 * steps
         assert finished(folder, again).state().to_bytes() == whole
     assert [finding.index for finding in finished(folder).entries.findings] == [700]
+
+
+def test_an_audit_interrupted_at_any_entry_leaves_the_state_of_the_last_whole_bundle(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C arrives anywhere: counts and chains must not be ahead of the position."""
+    whole = finished(folder).state().to_bytes()
+    audit = Audit(open_source(folder), POLICY, POLICY)
+    next(audit.run())
+    before = audit.state().to_bytes()
+    add = EntryCheck.add
+    for at in range(256, 512):
+
+        def interrupted(self: EntryCheck, index: int, entry: bytes, leaf: bytes, at: int = at) -> None:
+            add(self, index, entry, leaf)
+            if index == at:
+                raise KeyboardInterrupt
+
+        audit = Audit(open_source(folder), POLICY, POLICY, AuditState.from_bytes(before, POLICY, POLICY))
+        with monkeypatch.context() as patch:
+            patch.setattr(EntryCheck, "add", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                list(audit.run())
+        assert audit.state().to_bytes() == before
+    assert finished(folder, audit.state()).state().to_bytes() == whole
 
 
 def test_a_finished_audit_finds_nothing_new(folder: Path) -> None:
@@ -237,6 +270,7 @@ def test_a_state_whose_digest_fits_is_checked_all_the_same(folder: Path) -> None
         (POLICY, edited(state, "", v=2)),
         (POLICY, edited(state, "", type="receipt")),
         (POLICY, edited(state, "", x=1)),
+        (POLICY, edited(state, "", revokers=7)),
         (POLICY, edited(state, "audited", position=702)),
         (POLICY, edited(state, "audited", position=-1)),
         (POLICY, edited(state, "audited", position=True)),
@@ -250,6 +284,31 @@ def test_a_state_whose_digest_fits_is_checked_all_the_same(folder: Path) -> None
     ):
         with pytest.raises(FieldprintError):
             AuditState.from_bytes(data, policy, policy)
+
+
+def test_a_state_made_with_other_revokers_or_none_is_refused(folder: Path, tmp_path: Path) -> None:
+    """Else what they would have refused, or let pass, is never looked at again."""
+    others = make_policy(STRANGER, LOG)
+    two = replace(POLICY, keys={**POLICY.keys, "second": others.keys["owner"]}, revokers=("owner", "second"))
+    stricter = replace(two, revocation_threshold=2)
+    policies = (None, POLICY, others, two, stricter)
+    for made in policies:
+        audit = Audit(open_source(folder), POLICY, made)
+        save_state(tmp_path / "state", audit.state())
+        for policy in policies:
+            if policy is made:
+                assert load_state(tmp_path / "state", POLICY, policy) == audit.state()
+                continue
+            with pytest.raises(LogError, match="revokers") as caught:
+                load_state(tmp_path / "state", POLICY, policy)
+            assert "--restart" in str(caught.value)
+
+
+def test_a_state_outlives_a_change_of_the_policy_that_revocations_do_not_depend_on(folder: Path) -> None:
+    """A key's name, a kind's rule; to begin anew for those would throw away what check 2 compares with."""
+    other = replace(POLICY, keys={"boss": POLICY.keys["owner"]}, kinds={}, revokers=("boss",))
+    data = finished(folder).state().to_bytes()
+    assert AuditState.from_bytes(data, other, other).to_bytes() == data
 
 
 def test_a_state_is_replaced_whole_or_not_at_all(

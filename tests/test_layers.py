@@ -1,6 +1,7 @@
 """Each layer imports only from the layers below it, also for types; one place makes a VerifiedAnchor."""
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -114,6 +115,16 @@ def test_no_function_is_longer_than_60_lines() -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and code_length(node) > 60
     }
     assert set(long) <= set(EXCUSED), long
+
+
+def test_no_two_public_classes_of_a_layer_have_one_name() -> None:
+    found = Counter(
+        (layer_of(path), node.name)
+        for path in SOURCES
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    )
+    assert [name for name, number in found.items() if number > 1] == []
 
 
 def test_no_file_has_a_name_that_says_nothing() -> None:

@@ -146,7 +146,8 @@ class _Connection(BaseHTTPRequestHandler):
                 Response(411, b"one Content-Length is needed, and no Transfer-Encoding\n"), close=True
             )
             return
-        limit = self.server.site.limit(self.command, self.path, self.headers.get("Authorization", ""))
+        path = self.requestline.split()[1]  # as it was sent: in `self.path` several slashes in front are one
+        limit = self.server.site.limit(self.command, path, self.headers.get("Authorization", ""))
         if isinstance(limit, Response):
             self._reply(limit, close=True)
         elif self.command == "POST" and not lengths:
@@ -159,7 +160,7 @@ class _Connection(BaseHTTPRequestHandler):
                 self.close_connection = True
                 return
             known = self.headers.get("If-None-Match", "")
-            self._reply(self.server.site.answer(self.command, self.path, body, known))
+            self._reply(self.server.site.answer(self.command, path, body, known))
 
     def _reply(self, response: Response, *, close: bool = False) -> None:
         self.send_response(response.status)

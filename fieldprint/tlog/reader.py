@@ -7,12 +7,13 @@ have the hash that stands in the tile above it, and an entry the hash that stand
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from fieldprint.errors import FormatError, LogError, VerificationError
-from fieldprint.note import VerifierKey, verify_note
+from fieldprint.errors import FormatError, LogError
+from fieldprint.note import VerifierKey
 from fieldprint.tlog import merkle
 from fieldprint.tlog.checkpoint import Checkpoint
 from fieldprint.tlog.storage import Source, open_source
 from fieldprint.tlog.tile import HEIGHT, WIDTH, bundle_path, decode_bundle, decode_tile, tile_path
+from fieldprint.tlog.trust import verify_checkpoint
 
 CACHED_TILES = 4096  # some 80 MB; the oldest goes
 
@@ -33,14 +34,10 @@ class LogReader:
 
         Raises:
             LogError: there is none.
-            FormatError, VerificationError: it is malformed, or no key signed it.
+            FormatError, VerificationError: it is malformed, or no key of its log signed it.
         """
         self._signed = self._read("checkpoint")
-        self._checkpoint = Checkpoint.from_text(verify_note(self._signed, self.keys))
-        own = [key for key in self.keys if key.name == self._checkpoint.origin]
-        if not own:
-            raise VerificationError(2, f"the checkpoint is of {self._checkpoint.origin}, which no key names")
-        verify_note(self._signed, own)
+        self._checkpoint = verify_checkpoint(self._signed, self.keys)
         self._edge: list[list[bytes]] | None = None  # the partial tiles, once they gave the root
         self._tiles: dict[tuple[int, int], list[bytes]] = {}  # full tiles, once their hash was compared
 

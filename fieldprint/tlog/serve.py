@@ -1,8 +1,9 @@
 """Serving a log over HTTP (c2sp.org/tlog-tiles): `LogSite.answer` maps a request to an answer without a socket.
 
     GET  /checkpoint                     text/plain, revalidated each time
-    GET  /tile/0/x001/234.p/5            application/octet-stream, kept for good
-    GET  /tile/entries/000               application/octet-stream, kept for good
+    GET  /tile/0/x001/234                application/octet-stream, kept for good
+    GET  /tile/0/x001/234.p/5            application/octet-stream, kept for a minute: the next one takes its place
+    GET  /tile/entries/000               application/octet-stream, kept as tiles are
     GET  /metrics                        Prometheus text
     POST /add                            201 {"index":5,"tree_size":6}; only with a bearer token
     POST /add-checkpoint, GET /<origin's digest>/checkpoint    of a witness, if there is one
@@ -32,10 +33,11 @@ from fieldprint.tlog.witness_server import answer as witness_answer
 
 BINARY = "application/octet-stream"
 FOR_GOOD = "public, max-age=31536000, immutable"
+FOR_A_MINUTE = "public, max-age=60"
 REVALIDATED = "no-cache"
 MIN_TOKEN_SIZE = 16
 _TILE = re.compile(
-    r"tile/(?P<level>entries|[0-9]|[1-5][0-9]|6[0-3])/(?P<index>(?:x[0-9]{3}/){0,5}[0-9]{3})"
+    r"/tile/(?P<level>entries|[0-9]|[1-5][0-9]|6[0-3])/(?P<index>(?:x[0-9]{3}/){0,5}[0-9]{3})"
     r"(?:\.p/(?P<width>[1-9][0-9]{0,2}))?"
 )
 _WITNESS = re.compile(r"/add-checkpoint|/[0-9a-f]{64}/checkpoint")
@@ -44,12 +46,12 @@ _WITNESS = re.compile(r"/add-checkpoint|/[0-9a-f]{64}/checkpoint")
 class Appender(Protocol):
     """What a writer of a log does for `POST /add`."""
 
-    def append(self, entries: list[bytes]) -> "Appended":
+    def append(self, entries: list[bytes]) -> "Published":
         """Put entries into the log; returns when a published checkpoint covers them."""
 
 
-class Appended(Protocol):
-    """Where a batch is."""
+class Published(Protocol):
+    """Where a batch is, once a checkpoint covers it."""
 
     @property
     def first_index(self) -> int:
@@ -213,7 +215,7 @@ class LogSite:
 
     def _tile(self, path: str) -> tuple[str, Response]:
         """A tile or bundle in its only spelling, below the log's folder whatever the path holds."""
-        found = _TILE.fullmatch(path[1:])
+        found = _TILE.fullmatch(path)
         missing = Response(404, b"nothing is here\n")
         if found is None or found["index"].startswith("x000/") or int(found["width"] or 1) >= WIDTH:
             return "other", missing
@@ -224,7 +226,8 @@ class LogSite:
         if last > self._covered and last > (self._tree_size() or 0):
             return kind, missing
         data = self.source.read(path[1:])
-        return kind, missing if data is None else Response(200, data, BINARY, FOR_GOOD)
+        cache = FOR_GOOD if found["width"] is None else FOR_A_MINUTE
+        return kind, missing if data is None else Response(200, data, BINARY, cache)
 
     def _tree_size(self) -> int | None:
         """What the checkpoint covers; its signature is its readers' concern."""

@@ -7,11 +7,18 @@ bundle holds 256 entries, each behind its length as a big-endian uint16. A parti
 """
 
 from fieldprint.errors import FormatError
+from fieldprint.note import MAX_NOTE_SIZE
 from fieldprint.tlog.merkle import HASH_SIZE
 
 WIDTH = 256
 HEIGHT = 8
 MAX_ENTRY_SIZE = 65535
+MAX_BUNDLE_SIZE = WIDTH * (2 + MAX_ENTRY_SIZE)
+
+
+def max_size(name: str) -> int:
+    """How many bytes a log's file of this name may have: a checkpoint's note, or the largest of tiles and bundles."""
+    return MAX_NOTE_SIZE if name == "checkpoint" else MAX_BUNDLE_SIZE
 
 
 def _digits(index: int) -> str:

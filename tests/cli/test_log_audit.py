@@ -12,10 +12,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fieldprint.anchor import AnchorArtifact, load_private_key, sign_anchor
+from fieldprint.anchor import AnchorArtifact, load_private_key, sign_anchor, sign_revocation
 from fieldprint.note import NoteSigner
+from fieldprint.registry import revocation_entry
 from fieldprint.tlog import LogWriter
+from tests.vectors.make_vectors import NOW
 
 COMMAND = [sys.executable, "-m", "fieldprint.cli"]
 ORIGIN = "fieldprint.local/log"
@@ -139,6 +142,17 @@ def test_a_damaged_state_is_not_silently_begun_anew(folder: Path) -> None:
     run = cli(folder, "log", "audit", "log", "--policy", "policy.toml", "--state", "state.json")
     assert run.returncode == 1 and "--restart" in run.stderr
     assert (folder / "state.json").read_text() == "{}"
+
+
+def test_a_forged_revocation_is_found_by_whoever_first_audited_without_a_policy(folder: Path) -> None:
+    vkey = cli(folder, "log", "new", "other", "--log-key", "keys/log.key").stdout.strip()
+    stranger = Ed25519PrivateKey.generate()
+    append(folder, [revocation_entry(sign_revocation("aa" * 32, "lost", NOW, [stranger]))])
+    assert cli(folder, "log", "audit", "log", "--log-vkey", vkey).returncode == 0
+    run = cli(folder, "log", "audit", "log", "--policy", "policy.toml")
+    assert run.returncode == 1 and "revokers" in run.stderr and "--restart" in run.stderr
+    run = cli(folder, "log", "audit", "log", "--policy", "policy.toml", "--restart")
+    assert run.returncode == 1 and "entry 600:" in run.stdout
 
 
 @pytest.fixture

@@ -22,7 +22,8 @@ from fieldprint.errors import CapacityError, FormatError, LogError
 from fieldprint.note import Cosigner, NoteSigner
 from fieldprint.tlog import LogReader, LogWriter, open_source
 from fieldprint.tlog.http_server import HttpServer
-from fieldprint.tlog.serve import FOR_GOOD, LogSite, check_token
+from fieldprint.tlog.last_signed import LastSigned
+from fieldprint.tlog.serve import FOR_A_MINUTE, FOR_GOOD, LogSite, check_token
 from fieldprint.tlog.tile import bundle_path, tile_path
 from fieldprint.tlog.witness import AddCheckpoint, Witness, WitnessState
 
@@ -88,7 +89,7 @@ def test_every_file_is_served_with_type_and_lifetime(folder: Path) -> None:
                 assert headers["Cache-Control"] == "no-cache"
             else:
                 assert headers["Content-Type"] == "application/octet-stream"
-                assert headers["Cache-Control"] == FOR_GOOD
+                assert headers["Cache-Control"] == (FOR_A_MINUTE if ".p/" in name else FOR_GOOD)
 
 
 def test_what_a_client_has_is_not_sent_again(folder: Path) -> None:
@@ -122,6 +123,28 @@ def test_tiles_are_there_once_a_checkpoint_covers_them(folder: Path) -> None:
         assert site.answer("GET", f"/{name}").status == 200
 
 
+def test_a_tile_that_is_replaced_after_a_failed_append_was_never_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lies in the folder meanwhile, where a server of static files would show it."""
+
+    def fail(*_: object) -> None:
+        raise LogError("the disk is gone")
+
+    for name, size in ((tile_path(0, 0, 1), 1), (tile_path(0, 0), 256)):
+        with LogWriter(tmp_path / str(size), SIGNER, create=True) as log:
+            site = LogSite(log.source)
+            with monkeypatch.context() as patch:
+                patch.setattr(LastSigned, "swap", fail)
+                with pytest.raises(LogError, match="the disk is gone"):
+                    log.append([b"one"] * size)
+            replaced = log.source.read(name)
+            assert replaced is not None and site.answer("GET", f"/{name}").status == 404
+            log.append([b"two"] * size)
+            served = site.answer("GET", f"/{name}")
+            assert served.status == 200 and served.body == log.source.read(name) != replaced
+
+
 @given(st.text(max_size=40))
 def test_no_path_asks_the_storage_for_anything_but_a_file_of_a_log(path: str) -> None:
     source = Files({"checkpoint": b""})
@@ -129,7 +152,7 @@ def test_no_path_asks_the_storage_for_anything_but_a_file_of_a_log(path: str) ->
     assert set(source.asked) <= {"checkpoint"}
 
 
-@given(st.from_regex(r"/tile/([0-9]{1,3}|entries)/([x0-9./p%]|\.\.){1,20}", fullmatch=True))
+@given(st.from_regex(r"[/Z]tile/([0-9]{1,3}|entries)/([x0-9./p%]|\.\.){1,20}", fullmatch=True))
 def test_tile_paths_have_one_spelling(path: str) -> None:
     class Everything(Files):
         def read(self, name: str) -> bytes | None:
@@ -140,12 +163,19 @@ def test_tile_paths_have_one_spelling(path: str) -> None:
     if site.answer("GET", path).status != 200:
         assert set(source.asked) <= {"checkpoint"}
         return
-    found = re.fullmatch(r"/tile/(\d+|entries)/(.*?)(?:\.p/(\d+))?", path)
+    found = re.fullmatch(r".tile/(\d+|entries)/(.*?)(?:\.p/(\d+))?", path)
     assert found is not None
     index = int(found[2].replace("x", "").replace("/", ""))
     width = 256 if found[3] is None else int(found[3])
     expected = bundle_path(index, width) if found[1] == "entries" else tile_path(int(found[1]), index, width)
     assert path == f"/{expected}"
+
+
+@pytest.mark.parametrize("first", ["", "Z", "?", "//", "/Z"])
+def test_a_tile_path_begins_with_one_slash(folder: Path, first: str) -> None:
+    with serving(LogSite(open_source(folder))) as connection:
+        assert ask(connection, f"/{tile_path(0, 0)}")[0] == 200
+        assert ask(connection, f"{first}{tile_path(0, 0)}")[0] == 404
 
 
 def test_a_storage_that_fails_is_unavailable() -> None:

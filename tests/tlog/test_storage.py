@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 import urllib.request
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -15,7 +16,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from benchmarks.faulty_disk import Fault, FaultyDisk
-from fieldprint.errors import CapacityError, LogError, LogLockedError
+from fieldprint.errors import CapacityError, FormatError, LogError, LogLockedError
 from fieldprint.note import NoteSigner
 from fieldprint.tlog import LogReader, LogWriter, PosixStorage, Storage, open_storage
 
@@ -122,6 +123,19 @@ def test_both_storages_hold_the_same_bytes(s3: str, tmp_path: Path) -> None:
     names = sorted(folder.names("tile/"))
     assert names == sorted(store.names("tile/")) and len(names) == 5
     assert all(folder.read(name) == store.read(name) for name in [*names, "checkpoint"])
+
+
+def test_a_file_is_read_up_to_the_limit_of_its_kind_and_a_byte(place: str) -> None:
+    """No check accepts that, and a hostile place cannot fill the memory."""
+    storage = opened(place)
+    for name, limit in (
+        ("checkpoint", 1_000_000),
+        ("tile/0/000", 16_777_472),
+        ("tile/entries/000", 16_777_472),
+    ):
+        for size, read in ((0, 0), (limit, limit), (limit + 1, limit + 1), (limit + 5_000_000, limit + 1)):
+            storage.write({name: bytes(size)})
+            assert storage.read(name) == bytes(read), (name, size)
 
 
 # The object store alone
@@ -242,3 +256,41 @@ def test_an_unreadable_file_is_a_log_error(tmp_path: Path) -> None:
     with pytest.raises(LogError, match="cannot be read"):
         open_storage(tmp_path).read("checkpoint")
     assert os.listdir(tmp_path) == ["checkpoint"]
+
+
+def test_a_file_of_six_gigabytes_is_not_read_into_memory(tmp_path: Path) -> None:
+    with (tmp_path / "checkpoint").open("wb") as file:
+        file.truncate(6 << 30)  # no block is written
+    tracemalloc.start()
+    try:
+        assert len(open_storage(tmp_path).read("checkpoint") or b"") == 1_000_001
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+    with pytest.raises(FormatError, match="more than 1000000"):
+        LogReader(tmp_path, KEYS)
+
+
+def test_a_file_is_a_regular_file_or_refused(tmp_path: Path) -> None:
+    """A pipe would hang, a device never end; in a process of its own, which the time limit ends if one does."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_bytes(b"content")
+    (tmp_path / "link").symlink_to("file")
+    script = """if True:
+        import resource, sys
+        from fieldprint.errors import LogError
+        from fieldprint.tlog import open_storage
+        resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+        for name in ("pipe", "zero", "folder"):
+            try:
+                sys.exit(f"{name} was read: {open_storage(sys.argv[1]).read(name)!r:.99}")
+            except LogError as error:
+                assert "not a regular file" in str(error), error
+        assert open_storage(sys.argv[1]).read("link") == b"content"
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert run.returncode == 0, run.stderr

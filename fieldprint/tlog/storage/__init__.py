@@ -25,7 +25,7 @@ class Source(Protocol):
         """The folder or URL, for messages."""
 
     def read(self, name: str) -> bytes | None:
-        """The object's bytes; None if there is no such object.
+        """The object's bytes, or one more than its kind may have if there are more; None if there is no such object.
 
         Raises:
             LogError: it cannot be read.

@@ -1,6 +1,8 @@
 """The system calls that a log's folder is written with, one method each, so that tests can make any of them fail."""
 
+import errno
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,12 +15,20 @@ _THREADS = 8
 class Disk:
     """The machine's own file system. Every method may raise OSError."""
 
-    def read(self, path: Path) -> bytes | None:
-        """The file's bytes; None if there is no file."""
+    def read(self, path: Path, limit: int) -> bytes | None:
+        """The regular file's bytes, at most one more than `limit`; None if there is no file."""
         try:
-            return path.read_bytes()
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(errno.EINVAL, "not a regular file", str(path))
+            with open(descriptor, "rb", closefd=False) as file:
+                return file.read(min(status.st_size, limit) + 1)
+        finally:
+            os.close(descriptor)
 
     def exists(self, path: Path) -> bool:
         """Whether there is a file or folder."""

@@ -8,10 +8,8 @@ import zlib
 from urllib.parse import urljoin, urlsplit
 
 from fieldprint.errors import LogError
-from fieldprint.note import MAX_NOTE_SIZE
-from fieldprint.tlog.tile import MAX_ENTRY_SIZE, WIDTH
+from fieldprint.tlog.tile import max_size
 
-MAX_BUNDLE_SIZE = WIDTH * (2 + MAX_ENTRY_SIZE)
 TIMEOUT = 30.0
 ATTEMPTS = 4
 MAX_REDIRECTS = 5
@@ -57,7 +55,7 @@ class HttpSource:
             LogError: the server cannot be reached, or answers something else.
         """
         url = f"{self.place}/{name}"
-        limit = MAX_NOTE_SIZE if name == "checkpoint" else MAX_BUNDLE_SIZE
+        limit = max_size(name)
         for attempt in range(ATTEMPTS):
             try:
                 return self._follow(url, limit)

@@ -10,6 +10,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError, Pre
 from obstore.store import from_url
 
 from fieldprint.errors import LogError
+from fieldprint.tlog.tile import max_size
 
 _CONNECTIONS = 16
 _RETRIES = {"max_retries": 5, "retry_timeout": timedelta(seconds=30)}
@@ -47,7 +48,7 @@ class ObjectStorage:
         """Nothing: the bucket is there, and a prefix needs no making."""
 
     def read(self, name: str) -> bytes | None:
-        """The object's bytes; None if there is no such object.
+        """The object's bytes, up to one more than its kind may have; None if there is no such object.
 
         Raises:
             LogError: it cannot be read.
@@ -57,9 +58,14 @@ class ObjectStorage:
 
     def _read(self, name: str) -> tuple[bytes, str | None] | None:
         """The object's bytes and entity tag."""
+        limit, data = max_size(name), bytearray()
         try:
             result = obstore.get(self._store, name)
-            return bytes(result.bytes()), result.meta["e_tag"]
+            for chunk in result.stream():
+                data += memoryview(chunk)[: limit + 1 - len(data)]
+                if len(data) > limit:
+                    break
+            return bytes(data), result.meta["e_tag"]
         except (NotFoundError, FileNotFoundError):
             return None
         except _ERRORS as error:

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from fieldprint.errors import CapacityError, LogError
 from fieldprint.tlog.storage.disk import Disk
+from fieldprint.tlog.tile import max_size
 
 T = TypeVar("T")
 _OPEN_FILES = 128  # at a time; a process may have 1,024
@@ -35,13 +36,13 @@ class PosixStorage:
         return self.path / ".lock"
 
     def read(self, name: str) -> bytes | None:
-        """The file's bytes; None if there is no such file.
+        """The file's bytes, up to one more than its kind may have; None if there is no such file.
 
         Raises:
-            LogError: it cannot be read.
+            LogError: it cannot be read, or is not a regular file.
         """
         try:
-            return self._disk.read(self.path / name)
+            return self._disk.read(self.path / name, max_size(name))
         except OSError as error:
             raise LogError(
                 f"{self.path / name} cannot be read: {error.strerror}",

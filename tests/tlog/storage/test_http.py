@@ -20,7 +20,8 @@ from fieldprint.tlog.audit import LogAudit
 from fieldprint.tlog.http_server import HttpServer
 from fieldprint.tlog.serve import LogSite
 from fieldprint.tlog.storage import http as storage_http
-from fieldprint.tlog.storage.http import MAX_BUNDLE_SIZE, HttpSource
+from fieldprint.tlog.storage.http import HttpSource
+from fieldprint.tlog.tile import MAX_BUNDLE_SIZE
 from fieldprint.tlog.trust import KnownLog, TrustPolicy
 
 SIGNER = NoteSigner("http.example/log", Ed25519PrivateKey.from_private_bytes(bytes([5]) * 32))
@@ -111,7 +112,7 @@ def test_compressed_answers_are_inflated() -> None:
 
 
 def test_an_answer_is_read_up_to_its_limit_and_a_byte(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage_http, "MAX_BUNDLE_SIZE", 5000)
+    monkeypatch.setattr("fieldprint.tlog.tile.MAX_BUNDLE_SIZE", 5000)
     for size, read in ((4999, 4999), (5000, 5000), (5001, 5001), (9999, 5001), (10_000_000, 5001)):
         with serving(canned(bytes(size))) as url:
             data = HttpSource(url).read("tile/entries/000")

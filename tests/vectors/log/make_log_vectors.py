@@ -367,6 +367,7 @@ def requests() -> list[Vector]:
         "Content-Type": "application/octet-stream",
         "Cache-Control": "public, max-age=31536000, immutable",
     }
+    partial = {**good, "Cache-Control": "public, max-age=60"}
     signed = FILES["300"]["checkpoint"]
 
     def add(
@@ -398,7 +399,7 @@ def requests() -> list[Vector]:
         {**plain, "Content-Length": str(len(signed))},
     )
     add("good, a full tile", 200, get(f"/{t0}"), FILES["300"][t0], good)
-    add("good, a partial tile", 200, get(f"/{tail}"), FILES["300"][tail], good)
+    add("good, a partial tile", 200, get(f"/{tail}"), FILES["300"][tail], partial)
     add("good, a bundle", 200, get(f"/{bundle_path(0)}"), FILES["300"][bundle_path(0)], good)
     add(
         "good, metrics",
