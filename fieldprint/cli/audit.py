@@ -88,7 +88,7 @@ def log_audit(
         raise typer.Exit(130) from None
     seconds = time.perf_counter() - started
     report |= _describe(audit) | {"ok": audit.entries.num_findings == 0, "seconds": round(seconds, 3)}
-    print_result(report, as_json, _text(report, audit.log.position - first, seconds, trusted is not None))
+    print_result(report, as_json, _text(report, report["position"] - first, seconds, trusted is not None))
     if audit.entries.num_findings:
         raise typer.Exit(1)
 
@@ -174,7 +174,7 @@ def _describe(audit: "Audit") -> dict[str, Any]:
         "tree_size": checkpoint.tree_size,
         "root_hash": checkpoint.root_hash.hex(),
         "checkpoint": audit.log.signed_checkpoint.decode(),
-        "position": audit.log.position,
+        "position": audit.state().audited.position,
         "entries": {kind: entries.counts[kind] for kind in KINDS},
         "findings": entries.num_findings,
         "first_findings": [{"index": f.index, "what": f.what} for f in entries.findings[:SHOWN_FINDINGS]],
@@ -201,7 +201,7 @@ def _stopped(report: dict[str, Any], audit: "Audit | None", as_json: bool) -> No
     where = "before the first entry"
     if audit is not None:
         report |= _describe(audit)
-        where = f"at {audit.log.position} of {audit.log.checkpoint.tree_size}"
+        where = f"at {audit.state().audited.position} of {audit.log.checkpoint.tree_size}"
     text = f"stopped {where}; the next audit goes on from there"
     typer.echo(text, err=True)
     if as_json:
