@@ -141,7 +141,7 @@ class _NorthAlone:
         size = latest.tree_size if latest else 0
         self.request = AddCheckpoint(size, tuple(prove(size)) if size else (), signed).to_bytes()
         self.answer = self._witness.add_checkpoint(self.request)
-        return Cosigned(self.answer, True)
+        return Cosigned(self.answer, True, (NORTH.verifier_key,))
 
     def blocks(self) -> dict[str, str]:
         """The blocks of witness.md."""

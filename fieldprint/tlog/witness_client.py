@@ -139,9 +139,12 @@ class WitnessClient:
 
     def _cosignatures(self, text: str, body: bytes) -> tuple[NoteSignature, ...]:
         try:
-            found = verify_signatures(text.encode() + b"\n" + body, self.keys).signatures
+            verified = verify_signatures(text.encode() + b"\n" + body, self.keys)
+            if verified.text != text:  # an empty line in the answer would make its first lines signed text
+                raise FormatError("it holds an empty line, and signature lines alone are an answer")
         except (FormatError, VerificationError) as error:
             raise LogError(f"{self.url} answers with no cosignature: {error.what}") from error
+        found = verified.signatures
         if not found or any(not signature.timestamp for signature in found):
             raise LogError(
                 f"{self.url} answers without a cosignature by its key that states a time",
@@ -219,7 +222,7 @@ class _Deadline:
 
 @dataclass(frozen=True, slots=True)
 class Answers(Cosigned):
-    """What the witnesses said: lines and quorum, the valid cosignatures, and by URL who failed and why."""
+    """What the witnesses said: lines, quorum and keys, the valid cosignatures, and by URL who failed and why."""
 
     signatures: tuple[NoteSignature, ...]
     failures: Mapping[str, str]
@@ -310,7 +313,8 @@ class WitnessQuorum:
             client.close()
             failures[url] = f"{url} did not answer in time"
         lines = "".join(signature.line for signature in found).encode()
-        return Answers(lines, met, tuple(found), failures)
+        keys = tuple(signature.key for signature in found)
+        return Answers(lines, met, keys, tuple(found), failures)
 
     def close(self) -> None:
         """Close all connections."""

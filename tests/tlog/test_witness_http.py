@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fieldprint.errors import FormatError, LogError
-from fieldprint.note import Cosigner, VerifierKey, verify_signatures
+from fieldprint.note import Cosigner, VerifierKey, signature_line, verify_signatures
 from fieldprint.tlog import (
     LogReader,
     LogWriter,
@@ -294,6 +294,12 @@ def lines_of(cosigner: Cosigner, size: int = 5, time: int = 7) -> bytes:
     return signed(head(size), cosigner, time=time).splitlines(keepends=True)[-1]
 
 
+def longer_line() -> bytes:
+    """A signature over the checkpoint's text and more."""
+    text = head(5).to_text() + "\nx\n"
+    return signature_line(NORTH.name, NORTH.cosign(text.encode(), 7)).encode()
+
+
 @pytest.mark.parametrize(
     ("replies", "error"),
     [
@@ -313,6 +319,7 @@ def lines_of(cosigner: Cosigner, size: int = 5, time: int = 7) -> bytes:
         ([reply(200, lines_of(NORTH, time=0))], "states a time"),
         ([reply(200, lines_of(NORTH)[:-1])], "no cosignature"),
         ([reply(200, lines_of(NORTH) * 2)], "twice"),
+        ([reply(200, b"x\n\n" + longer_line())], "holds an empty line"),
         ([reply(200, b"x" * 200_000)], "more than 131072 bytes"),
         ([b"garbage\r\n\r\n"], "cannot be asked"),
         ([b"HTTP/1.1 200 X\r\nContent-Length: 100\r\n\r\nshort"], "cannot be asked"),

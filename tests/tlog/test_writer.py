@@ -70,7 +70,7 @@ def test_states_come_in_order(tmp_path: Path) -> None:
         if pending:
             seen.append(pending[0].state)
             assert pending[0].wait(State.INTEGRATED).first_index == 0
-        return Cosigned(b"", quorum=False)
+        return Cosigned(b"", quorum=False, keys=())
 
     pending: list = []
     storage = PosixStorage(tmp_path / "log", disk)
