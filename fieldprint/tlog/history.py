@@ -160,6 +160,7 @@ class History:
 
         Raises:
             LogError, CapacityError: that failed too; it can be tried again.
+            VerificationError, FormatError: the checkpoint that lies there is not this key's, or malformed.
         """
         if not self._settled:
             self._take_up(create=False, adopt=False)
@@ -170,7 +171,7 @@ class History:
         Raises:
             LogLockedError: another writer has extended it; nothing was written.
             CapacityError: no room. LogError: another failure. The history has not changed, or has grown by these
-                entries without being published; `settle` finds out.
+                entries without being published; `settle` finds out, and raises what it does.
         """
         self.settle()
         if self._record.read(self._log) != self._recorded:
