@@ -22,6 +22,7 @@ from fieldprint.note import NoteSignature, VerifierKey, parse_note, verify_signa
 from fieldprint.note.signature import parse_size
 from fieldprint.tlog.checkpoint import Checkpoint
 from fieldprint.tlog.history import Cosigned
+from fieldprint.tlog.http_client import limit_answers
 from fieldprint.tlog.trust import TrustPolicy
 from fieldprint.tlog.witness import AddCheckpoint
 
@@ -179,6 +180,7 @@ class WitnessClient:
             connection.timeout = deadline.left()
             connection.connect()
         deadline.limit(connection)
+        limit_answers(connection, deadline.left)
         connection.request("POST", self._path, body, {"Content-Type": "text/plain; charset=utf-8"})
         response = connection.getresponse()
         answer = b""
@@ -186,7 +188,6 @@ class WitnessClient:
             answer += chunk
             if len(answer) > MAX_ANSWER_SIZE:
                 raise LogError(f"{self.url} answers with more than {MAX_ANSWER_SIZE} bytes")
-            deadline.limit(connection)
         if response.length:
             raise http.client.IncompleteRead(answer, response.length)
         response.close()  # the connection stays

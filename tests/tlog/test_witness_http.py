@@ -339,20 +339,30 @@ def test_a_good_line_among_strangers_is_taken_alone(connect: Connect) -> None:
     assert found.line.encode() == lines_of(NORTH) and found.timestamp == 7
 
 
-def test_an_answer_that_drips_ends_at_the_deadline(connect: Connect) -> None:
+@pytest.mark.parametrize(
+    ("begins", "goes_on"),
+    [
+        (b"HTTP/1.1 200 X\r\nContent-Length: 1000\r\n\r\n", b"x"),
+        (b"HTTP/1.1 200 X\r\nX-Drip: ", b"x"),
+        (b"HTTP", b"/"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    ],
+    ids=["body", "header", "status", "continue"],
+)
+def test_an_answer_that_drips_ends_at_the_deadline(connect: Connect, begins: bytes, goes_on: bytes) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     stop = threading.Event()
 
     def drip() -> None:
         with listener.accept()[0] as raw, suppress(OSError):
             raw.recv(1 << 17)
-            raw.sendall(b"HTTP/1.1 200 X\r\nContent-Length: 1000\r\n\r\n")
-            while not stop.wait(0.05):
-                raw.sendall(b"x")
+            raw.sendall(begins)
+            while not stop.wait(0.05) and time.monotonic() - begin < 5:
+                raw.sendall(goes_on)
 
+    begin = time.monotonic()
     thread = threading.Thread(target=drip)
     thread.start()
-    begin = time.monotonic()
     client = connect(f"http://127.0.0.1:{listener.getsockname()[1]}", [NORTH.verifier_key], timeout=0.3)
     with pytest.raises(LogError, match=r"in time|timed out"):
         client.add_checkpoint(signed(head(5)), proofs(5))
