@@ -87,7 +87,7 @@ def test_vector(name: str, vector: dict[str, Any]) -> None:
 @pytest.mark.parametrize("vector", load("witness"), ids=lambda vector: vector["desc"])
 def test_witness(vector: dict[str, Any]) -> None:
     """What the core says, and what goes over the wire."""
-    state = WitnessState(Path(":memory:"))
+    state = WitnessState(Path(":memory:"), new=True)
     logs = [VerifierKey.parse(key, LOG_SIGNATURES) for key in vector["logs"]]
     witness = Witness([NORTH], logs, state, clock=datetime(2026, 11, 24, tzinfo=UTC).timestamp)
     for body in vector["before"]:

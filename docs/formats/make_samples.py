@@ -132,7 +132,7 @@ class _NorthAlone:
     """The witness north beside the log's writer; keeps the last request and its answer."""
 
     def __init__(self) -> None:
-        self._state = WitnessState(Path(":memory:"))
+        self._state = WitnessState(Path(":memory:"), new=True)
         clock = WITNESSED.timestamp
         self._witness = Witness([NORTH], [LOG_SIGNER.verifier_key], self._state, clock)
 

@@ -36,7 +36,7 @@ Connect = Callable[..., WitnessClient]
 def serving(
     path: Path, *cosigners: Cosigner, report: Callable[[str], None] = lambda _line: None
 ) -> Iterator[WitnessServer]:
-    state = WitnessState(path)
+    state = WitnessState(path, new=not path.exists())
     server = WitnessServer(Witness(cosigners, [LOG.verifier_key], state), ("127.0.0.1", 0), report)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -245,7 +245,7 @@ def test_more_connections_than_there_is_room_for_are_closed(
 
 
 def test_the_answer_without_its_state_is_500_and_no_cosignature(tmp_path: Path) -> None:
-    state = WitnessState(tmp_path / "north.db")
+    state = WitnessState(tmp_path / "north.db", new=True)
     witness = Witness([NORTH], [LOG.verifier_key], state)
     state.close()
     said = answer(witness, "POST", "/add-checkpoint", AddCheckpoint(0, (), signed(head(5))).to_bytes())
