@@ -5,7 +5,7 @@
 1. *Simulated*: every call that changes the disk or the record of the last checkpoint, in turn, is the last one of the
    process, or fails, or finds the disk full, or is torn; then the process ends or the power goes, which keeps of all
    that was not synced what chance has it (`faulty_disk.py`).
-2. *Real*: child processes on the real disk end by SIGKILL at each call in turn and at random times; wall clocks run
+2. *Real*: child processes on the real disk end by SIGKILL at each such call in turn and at random times; wall clocks run
    backwards in some, and some start as two writers at once.
 
 After each: the log opens again, every acknowledged entry is there, every checkpoint that was ever signed and recorded
@@ -227,31 +227,39 @@ def simulated(folder: Path, *, every: int, step: Callable[[int], None]) -> Count
 # Real processes
 
 
-class DeadlyDisk(Disk):
-    """The real disk, on which the process ends by SIGKILL at a call."""
+class Death:
+    """SIGKILL at a call, before or behind it; the calls are counted over the disk and the record."""
 
     def __init__(self, at: int, *, after: bool) -> None:
         self.left = at
         self.after = after
+        self.pipe = -1  # the child's, to say where it dies
+
+    def call(self, name: str, effect: Callable[[], Any]) -> Any:
+        """What `effect` returns, if the process lives that long."""
+        self.left -= 1
+        result = effect() if self.left >= 0 or self.after else None
+        if self.left < 0:
+            os.write(self.pipe, b"dies at %s\n" % name.encode())
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+
+class DeadlyDisk(Disk):
+    """The real disk, on which the process ends."""
+
+    def __init__(self, death: Death) -> None:
+        self.death = death
 
     def __getattribute__(self, name: str) -> Any:
         found = super().__getattribute__(name)
         if name not in ("make_folder", "create", "write", "sync", "close", "replace", "sync_folder"):
             return found
 
-        def call(*arguments: Any) -> Any:
-            self.left -= 1
-            if self.left < 0 and not self.after:
-                os.kill(os.getpid(), signal.SIGKILL)
-            result = found(*arguments)
-            if self.left < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return result
-
-        return call
+        return lambda *arguments: self.death.call(name, lambda: found(*arguments))
 
 
-def child(path: Path, life: int, disk: Disk, *, backwards: bool) -> "tuple[int, int]":
+def child(path: Path, life: int, death: Death | None, *, backwards: bool) -> "tuple[int, int]":
     """Fork a writer that appends until it is killed; returns (process, pipe of what was acknowledged)."""
     read_end, write_end = os.pipe()
     process = os.fork()
@@ -263,6 +271,10 @@ def child(path: Path, life: int, disk: Disk, *, backwards: bool) -> "tuple[int, 
             ticks = count(2_000_000_000, -3600)
             time.time = lambda: float(next(ticks))
             time.time_ns = lambda: next(ticks) * 10**9
+        disk = Disk()
+        if death is not None:
+            death.pipe, disk, swap = write_end, DeadlyDisk(death), LastSigned.swap
+            LastSigned.swap = lambda *arguments: death.call("swap", lambda: swap(*arguments))  # type: ignore[method-assign]
         chance = random.Random(life)  # noqa: S311
         with LogWriter(PosixStorage(path, disk), SIGNER, create=True, max_delay=0.001) as log:
             os.write(write_end, b"open\n")
@@ -340,19 +352,20 @@ def real(folder: Path, *, kills: int, step: Callable[[int], None]) -> Counter[st
         before = life.deaths
         backwards = number % 5 == 0
         if number % 10 == 9:
-            first = child(life.path, number, Disk(), backwards=backwards)
-            second = child(life.path, number + 10**6, Disk(), backwards=False)
+            first = child(life.path, number, None, backwards=backwards)
+            second = child(life.path, number + 10**6, None, backwards=False)
             time.sleep(0.02 + chance.random() * 0.03)
             said = [life.end(*one, after=0) for one in (first, second)]
             if all(b"open" in lines for lines in said) and not _one_after_the_other(said):
                 raise BrokenPromiseError("two writers held one log")
             done["two writers"] += 1
         elif number % 2:
-            disk = DeadlyDisk((number // 2) % 80, after=bool(number % 4 == 1))
-            life.end(*child(life.path, number, disk, backwards=backwards), after=None)
+            death = Death((number // 2) % 80, after=bool(number % 4 == 1))
+            lines = life.end(*child(life.path, number, death, backwards=backwards), after=None)
             done["at a call"] += 1
+            done["at a swap of the record"] += lines.count(b"dies at swap")
         else:
-            life.end(*child(life.path, number, Disk(), backwards=backwards), after=chance.random() * 0.03)
+            life.end(*child(life.path, number, None, backwards=backwards), after=chance.random() * 0.03)
             done["at a random time"] += 1
         done["clock backwards"] += int(backwards)
         if number % 4 == 0 or len(life.seen.acknowledged) > 2500:

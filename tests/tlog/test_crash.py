@@ -21,6 +21,7 @@ def test_faults_at_calls_lose_nothing(tmp_path: Path) -> None:
 def test_killed_processes_lose_nothing(tmp_path: Path) -> None:
     done = real(tmp_path, kills=40, step=lambda _: None)
     assert done["kills"] >= 40 and done["two writers"] and done["at a call"] and done["clock backwards"]
+    assert done["at a swap of the record"]
 
 
 def _unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
