@@ -80,6 +80,8 @@ def witness(folder: Path, name: str, *options: str, state: str = "witness.db") -
         "--json",
     ]
     arguments += ["--state", f"{name}-{state}", *options]
+    if not (folder / f"{name}-{state}").exists():
+        arguments.append("--new-state")
     process = subprocess.Popen(
         [*COMMAND, *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -265,10 +267,40 @@ def test_wrong_arguments_say_what_is_wrong(
     assert what in said
 
 
+def test_a_witness_without_its_state_does_not_start(folder: Path, tmp_path: Path) -> None:
+    log, key = (folder / "log.vkey").read_text().strip(), folder / "keys/north.key"
+    said = json.loads(cli(tmp_path, "log", "witness", "--key", key, "--log-vkey", log, "--json", code=1))
+    assert "witness.db is not there" in said["error"] and "--new-state" in said["error"]
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "logs.txt").write_text(f"log {log}\nquorum none\n")
+    options = [
+        "--witness-key",
+        key,
+        "--witness-logs",
+        "logs.txt",
+        "--witness-state",
+        "serve.db",
+        "--port",
+        "0",
+    ]
+    assert "serve.db is not there" in cli(tmp_path, "log", "serve", folder / "log", *options, code=1)
+    assert not (tmp_path / "serve.db").exists()
+
+
 def test_a_port_that_is_taken_is_one_line(folder: Path, quorum: Path) -> None:
     url = quorum.read_text().splitlines()[1].rpartition(":")[2]
     log = (folder / "log.vkey").read_text().strip()
-    arguments = ["--key", "keys/north.key", "--log-vkey", log, "--port", url, "--state", "other.db"]
+    arguments = [
+        "--key",
+        "keys/north.key",
+        "--log-vkey",
+        log,
+        "--port",
+        url,
+        "--state",
+        "other.db",
+        "--new-state",
+    ]
     assert "Address already in use" in cli(folder, "log", "witness", *arguments, code=1)
 
 

@@ -254,7 +254,7 @@ def test_the_witness_answers_the_request_with_the_line_of_the_checkpoint(
     assert found.line == shown["answer"] and note.endswith(shown["answer"])
     text, _, _ = note.rpartition("\n\n")
     assert shown["message"] == f"cosignature/v1\ntime {found.timestamp}\n{text}\n"
-    state = WitnessState(tmp_path / "north.db")
+    state = WitnessState(tmp_path / "north.db", new=True)
     witness = Witness([GENERATOR.NORTH], [policy.log_key], state, GENERATOR.WITNESSED.timestamp)
     early = Receipt.from_bytes(sample("receipt.md", "receipt")).checkpoint.encode()
     with pytest.raises(RefusalError, match="0 entries"):

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -9,18 +10,20 @@ from typing import Any
 import pytest
 
 from fieldprint.anchor import Policy
-from fieldprint.errors import FormatError, VerificationError
+from fieldprint.errors import FormatError, LogError, VerificationError
 from fieldprint.note import COSIGNATURES, LOG_SIGNATURES, VerifierKey, verify_signatures
 from fieldprint.tlog import TrustPolicy, verify_checkpoint, verify_cosignatures, verify_log_proof
 from fieldprint.tlog.witness import RefusalError, Witness, WitnessState
+from fieldprint.tlog.witness_client import WitnessClient
 from fieldprint.tlog.witness_server import answer
 from fieldprint.verify import verify_receipt
+from tests.tlog.test_witness_http import reply, saying
 from tests.vectors.make_vectors import NOW
 from tests.vectors.witness.make_witness_vectors import FOLDER, render
 from tests.witnessing import NORTH
 
 raw = base64.b64decode
-CHECKS = {"cosignature": 2, "proof": 4, "trust": 3, "policies": 1}
+CHECKS = {"cosignature": 2, "answer": 1, "proof": 4, "trust": 3, "policies": 1}
 
 
 def load(name: str) -> list[dict[str, Any]]:
@@ -34,6 +37,12 @@ def run(name: str, vector: dict[str, Any]) -> None:
         found = numbered(1, lambda: verify_signatures(raw(vector["note"]), keys)).signatures
         cosigned = [[str(one.key), one.timestamp] for one in found if one.key.signature_type in COSIGNATURES]
         assert cosigned == vector["cosigned"]
+    elif name == "answer":
+        keys = [VerifierKey.parse(key, COSIGNATURES) for key in vector["keys"]]
+        with saying(reply(200, raw(vector["answer"]))) as url, closing(WitnessClient(url, keys)) as client:
+            found = numbered(1, lambda: client.add_checkpoint(raw(vector["checkpoint"]), lambda _old: []))
+        note = raw(vector["checkpoint"]) + "".join(signature.line for signature in found).encode()
+        assert verify_signatures(note, keys).signatures == found
     elif name == "proof":
         trust = TrustPolicy.from_bytes(vector["policy"].encode())
         verify_log_proof(
@@ -54,7 +63,7 @@ def run(name: str, vector: dict[str, Any]) -> None:
 def numbered(check: int, attempt: Any) -> Any:
     try:
         return attempt()
-    except FormatError as error:
+    except (FormatError, LogError) as error:
         raise VerificationError(check, error.what) from error
 
 
@@ -78,7 +87,7 @@ def test_vector(name: str, vector: dict[str, Any]) -> None:
 @pytest.mark.parametrize("vector", load("witness"), ids=lambda vector: vector["desc"])
 def test_witness(vector: dict[str, Any]) -> None:
     """What the core says, and what goes over the wire."""
-    state = WitnessState(Path(":memory:"))
+    state = WitnessState(Path(":memory:"), new=True)
     logs = [VerifierKey.parse(key, LOG_SIGNATURES) for key in vector["logs"]]
     witness = Witness([NORTH], logs, state, clock=datetime(2026, 11, 24, tzinfo=UTC).timestamp)
     for body in vector["before"]:

@@ -132,7 +132,7 @@ class _NorthAlone:
     """The witness north beside the log's writer; keeps the last request and its answer."""
 
     def __init__(self) -> None:
-        self._state = WitnessState(Path(":memory:"))
+        self._state = WitnessState(Path(":memory:"), new=True)
         clock = WITNESSED.timestamp
         self._witness = Witness([NORTH], [LOG_SIGNER.verifier_key], self._state, clock)
 
@@ -141,7 +141,7 @@ class _NorthAlone:
         size = latest.tree_size if latest else 0
         self.request = AddCheckpoint(size, tuple(prove(size)) if size else (), signed).to_bytes()
         self.answer = self._witness.add_checkpoint(self.request)
-        return Cosigned(self.answer, True)
+        return Cosigned(self.answer, True, (NORTH.verifier_key,))
 
     def blocks(self) -> dict[str, str]:
         """The blocks of witness.md."""

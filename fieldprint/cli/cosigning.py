@@ -40,7 +40,7 @@ class Cosigner:
         """The witnesses' answers; without any to ask, none."""
         from fieldprint.tlog.witness_client import Answers
 
-        none = Answers(b"", self._policy.quorum_met(()), (), {})
+        none = Answers(b"", self._policy.quorum_met(()), (), (), {})
         found = none if self._ask is None else self._ask(signed, prove)
         before, self.shortfall = self.shortfall, self._missing(found)
         if self.shortfall and not before:

@@ -56,6 +56,10 @@ def log_serve(
         Path | None,
         typer.Option("--witness-state", help="SQLite file where the witness remembers what it cosigned."),
     ] = None,
+    new_state: Annotated[
+        bool,
+        typer.Option("--new-state", help="Make that file: for the first start of the witness, never after."),
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Do not print a line for each request.")] = False,
 ) -> None:
     """Serve a log over HTTP: checkpoint, tiles and entries as static files, and /metrics. Ctrl-C ends it.
@@ -75,7 +79,7 @@ def log_serve(
     storage = open_storage(place)
     if storage.read("checkpoint") is None:
         raise typer.BadParameter(f"{place} holds no log; make one with: fieldprint log new")
-    witness = _witness(witness_key, witness_name, witness_logs, witness_state)
+    witness = _witness(witness_key, witness_name, witness_logs, witness_state, new=new_state)
     with ExitStack() as stack:
         writer = None
         if log_key is not None and policy is not None:
@@ -121,7 +125,9 @@ def _token(path: Path) -> str:
         return check_token("")
 
 
-def _witness(key: Path | None, name: str, policy: Path | None, state: Path | None) -> "Witness | None":
+def _witness(
+    key: Path | None, name: str, policy: Path | None, state: Path | None, *, new: bool
+) -> "Witness | None":
     from fieldprint.anchor import load_cosigner_key
     from fieldprint.note import Cosigner
     from fieldprint.tlog import TrustPolicy
@@ -134,4 +140,4 @@ def _witness(key: Path | None, name: str, policy: Path | None, state: Path | Non
     logs = TrustPolicy.from_bytes(read_input(policy)).log_keys
     if not logs:
         raise typer.BadParameter(f"{printable(str(policy))} names no log that could be cosigned")
-    return Witness([Cosigner(name, load_cosigner_key(key))], logs, WitnessState(state))
+    return Witness([Cosigner(name, load_cosigner_key(key))], logs, WitnessState(state, new=new))

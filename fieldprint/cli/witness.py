@@ -35,6 +35,10 @@ def log_witness(
             "--state", help="SQLite file that remembers what was cosigned. Never restore an old one."
         ),
     ] = Path("witness.db"),
+    new_state: Annotated[
+        bool,
+        typer.Option("--new-state", help="Make that file: for the first start of a witness, never after."),
+    ] = False,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
         int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 takes a free one.")
@@ -57,7 +61,7 @@ def log_witness(
         print_result({"keys": keys}, as_json, "\n".join(keys))
         return
     known = _known_logs(log_vkey or [], logs)
-    rows = WitnessState(state)
+    rows = WitnessState(state, new=new_state)
     try:
         witness = Witness(cosigners, known, rows)
         report = (lambda _line: None) if quiet else (lambda line: typer.echo(line, err=True))

@@ -17,7 +17,7 @@ from enum import IntEnum
 from typing import Protocol
 
 from fieldprint.errors import FieldprintError, FormatError, LogError, LogLockedError
-from fieldprint.note import NoteSigner, sign_note, verify_note
+from fieldprint.note import NoteSigner, VerifierKey, parse_note, sign_note, verify_signatures
 from fieldprint.tlog.checkpoint import Checkpoint
 from fieldprint.tlog.last_signed import LastSigned
 from fieldprint.tlog.merkle import CompactRange, leaf_hash
@@ -38,10 +38,11 @@ class State(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Cosigned:
-    """What witnesses answered: signature lines for the note, and whether they are enough for the policy."""
+    """What witnesses answered: signature lines for the note, whether they are enough for the policy, and by which keys."""
 
     lines: bytes
     quorum: bool
+    keys: tuple[VerifierKey, ...]
 
 
 class Cosign(Protocol):
@@ -159,6 +160,7 @@ class History:
 
         Raises:
             LogError, CapacityError: that failed too; it can be tried again.
+            VerificationError, FormatError: the checkpoint that lies there is not this key's, or malformed.
         """
         if not self._settled:
             self._take_up(create=False, adopt=False)
@@ -169,7 +171,7 @@ class History:
         Raises:
             LogLockedError: another writer has extended it; nothing was written.
             CapacityError: no room. LogError: another failure. The history has not changed, or has grown by these
-                entries without being published; `settle` finds out.
+                entries without being published; `settle` finds out, and raises what it does.
         """
         self.settle()
         if self._record.read(self._log) != self._recorded:
@@ -205,7 +207,10 @@ class History:
         return quorum
 
     def _cosigned(self, cosign: Cosign, signed: bytes) -> tuple[bytes, bool]:
-        """The note with the cosignatures that could be had; a witness that fails does not stop the log."""
+        """The note with the cosignatures that could be had; a witness that fails does not stop the log.
+
+        Of an answer in which one line is not a valid signature over this checkpoint nothing is published.
+        """
 
         def prove(size: int) -> list[bytes]:
             return self._reader(_Recorded(self._storage, signed)).consistency_proof(size)
@@ -213,8 +218,11 @@ class History:
         try:
             answer = cosign(signed, prove)
             note = signed + answer.lines
-            verify_note(note, [self._signer.verifier_key])
+            parsed = parse_note(note)
+            verified = verify_signatures(parsed, [self._signer.verifier_key, *answer.keys])
         except FieldprintError:
+            return signed, False
+        if parsed.text != parse_note(signed).text or len(verified.signatures) != len(parsed.signatures):
             return signed, False
         return note, answer.quorum
 

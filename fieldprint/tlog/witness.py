@@ -137,17 +137,33 @@ class WitnessState:
     A row is replaced only if it still holds the size and root that the caller saw, in one statement.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, new: bool = False) -> None:
+        """Open the file.
+
+        Args:
+            new: make it, for a witness that never cosigned. One that starts without what it cosigned before would
+                cosign a second history, so nothing else makes the file.
+
+        Raises:
+            LogError: it is not there, or is with `new`; it is no such file, or cannot be opened.
+        """
         self.path = path
         self._turn = threading.Lock()
+        if not new and not path.exists():
+            raise LogError(
+                f"the witness's state {path} is not there",
+                remedy="Bring it back, or name it; only a witness that never cosigned begins with a new one (--new-state)",
+            )
         try:
             self._rows = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
             self._rows.execute("PRAGMA journal_mode = WAL")
             self._rows.execute("PRAGMA synchronous = FULL")  # a row is on the disk before it is answered
-            self._rows.execute(
-                "CREATE TABLE IF NOT EXISTS latest (origin TEXT PRIMARY KEY, tree_size INTEGER NOT NULL,"
-                " root_hash BLOB NOT NULL, timestamp INTEGER NOT NULL, note BLOB NOT NULL) WITHOUT ROWID"
-            )
+            if new:
+                self._rows.execute(
+                    "CREATE TABLE latest (origin TEXT PRIMARY KEY, tree_size INTEGER NOT NULL,"
+                    " root_hash BLOB NOT NULL, timestamp INTEGER NOT NULL, note BLOB NOT NULL) WITHOUT ROWID"
+                )
+            self._rows.execute("SELECT 1 FROM latest LIMIT 1")
         except sqlite3.Error as error:
             raise LogError(f"the witness's state {path} cannot be opened: {error}") from error
 

@@ -22,6 +22,7 @@ from fieldprint.note import NoteSignature, VerifierKey, parse_note, verify_signa
 from fieldprint.note.signature import parse_size
 from fieldprint.tlog.checkpoint import Checkpoint
 from fieldprint.tlog.history import Cosigned
+from fieldprint.tlog.http_client import limit_answers
 from fieldprint.tlog.trust import TrustPolicy
 from fieldprint.tlog.witness import AddCheckpoint
 
@@ -139,9 +140,12 @@ class WitnessClient:
 
     def _cosignatures(self, text: str, body: bytes) -> tuple[NoteSignature, ...]:
         try:
-            found = verify_signatures(text.encode() + b"\n" + body, self.keys).signatures
+            verified = verify_signatures(text.encode() + b"\n" + body, self.keys)
+            if verified.text != text:  # an empty line in the answer would make its first lines signed text
+                raise FormatError("it holds an empty line, and signature lines alone are an answer")
         except (FormatError, VerificationError) as error:
             raise LogError(f"{self.url} answers with no cosignature: {error.what}") from error
+        found = verified.signatures
         if not found or any(not signature.timestamp for signature in found):
             raise LogError(
                 f"{self.url} answers without a cosignature by its key that states a time",
@@ -176,6 +180,7 @@ class WitnessClient:
             connection.timeout = deadline.left()
             connection.connect()
         deadline.limit(connection)
+        limit_answers(connection, deadline.left)
         connection.request("POST", self._path, body, {"Content-Type": "text/plain; charset=utf-8"})
         response = connection.getresponse()
         answer = b""
@@ -183,7 +188,6 @@ class WitnessClient:
             answer += chunk
             if len(answer) > MAX_ANSWER_SIZE:
                 raise LogError(f"{self.url} answers with more than {MAX_ANSWER_SIZE} bytes")
-            deadline.limit(connection)
         if response.length:
             raise http.client.IncompleteRead(answer, response.length)
         response.close()  # the connection stays
@@ -219,7 +223,7 @@ class _Deadline:
 
 @dataclass(frozen=True, slots=True)
 class Answers(Cosigned):
-    """What the witnesses said: lines and quorum, the valid cosignatures, and by URL who failed and why."""
+    """What the witnesses said: lines, quorum and keys, the valid cosignatures, and by URL who failed and why."""
 
     signatures: tuple[NoteSignature, ...]
     failures: Mapping[str, str]
@@ -310,7 +314,8 @@ class WitnessQuorum:
             client.close()
             failures[url] = f"{url} did not answer in time"
         lines = "".join(signature.line for signature in found).encode()
-        return Answers(lines, met, tuple(found), failures)
+        keys = tuple(signature.key for signature in found)
+        return Answers(lines, met, keys, tuple(found), failures)
 
     def close(self) -> None:
         """Close all connections."""

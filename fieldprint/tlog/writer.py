@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 
-from fieldprint.errors import FieldprintError, LogError, LogLockedError
+from fieldprint.errors import CapacityError, FieldprintError, LogError, LogLockedError
 from fieldprint.note import NoteSigner, parse_note
 from fieldprint.tlog.history import Cosign, History, State
 from fieldprint.tlog.last_signed import LastSigned
@@ -79,7 +79,10 @@ class Pending:
             CapacityError: the disk is full. LogError: another failure, or the witnesses were not enough for
                 WITNESSED. Entries that failed are not acknowledged; they may be in the log all the same.
             TimeoutError: `timeout` seconds are over.
+            ValueError: `state` is WAITING, in which entries have no index yet.
         """
+        if state < State.SEQUENCED:
+            raise ValueError("state must be SEQUENCED or a later one: before, entries have no index")
         batch = self._batch
         with batch.changed:
             if not batch.changed.wait_for(lambda: batch.over or batch.state >= state, timeout):
@@ -90,8 +93,11 @@ class Pending:
                     "the checkpoint is published without the cosignatures that the policy asks for",
                     remedy="Ask the witnesses later; the entries are in the log",
                 )
-            if isinstance(batch.error, FieldprintError):
+            if isinstance(batch.error, LogError | CapacityError):
                 raise type(batch.error)(batch.error.what, remedy=batch.error.remedy) from batch.error
+            if isinstance(batch.error, FieldprintError):
+                what = f"the log cannot be extended: {batch.error.what}"
+                raise LogError(what, remedy=batch.error.remedy) from batch.error
             raise LogError(
                 f"the log's writer failed: {batch.error!r}", remedy="Open the log again"
             ) from batch.error
@@ -136,6 +142,7 @@ class LogWriter:
         Raises:
             LogLockedError: another writer holds the log.
             LogError: it is not what was signed last, there is none, or it cannot be read or written.
+            VerificationError, FormatError: its checkpoint is not the signer's, or malformed.
         """
         self._storage = open_storage(place) if isinstance(place, Path | str) else place
         self._signer = signer

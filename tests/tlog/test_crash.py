@@ -14,13 +14,18 @@ from fieldprint.tlog.history import History
 
 
 def test_faults_at_calls_lose_nothing(tmp_path: Path) -> None:
-    done = simulated(tmp_path, every=23, step=lambda _: None)
+    broken: list[str] = []
+    done = simulated(tmp_path, every=23, broken=broken, step=lambda _: None)
+    assert not broken
     assert done["faults"] > 100 and done["ends"] > 200
 
 
 def test_killed_processes_lose_nothing(tmp_path: Path) -> None:
-    done = real(tmp_path, kills=40, step=lambda _: None)
+    broken: list[str] = []
+    done = real(tmp_path, kills=40, broken=broken, step=lambda _: None)
+    assert not broken
     assert done["kills"] >= 40 and done["two writers"] and done["at a call"] and done["clock backwards"]
+    assert done["at a swap of the record"]
 
 
 def _unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,5 +76,28 @@ def test_the_campaign_notices_a_writer_that_is_wrong(
 ) -> None:
     monkeypatch.setattr(crash_log, "SCENES", ((None, (2,)), (3, (2, 2))))
     wrong(monkeypatch)
-    with pytest.raises(BrokenPromiseError):
-        simulated(tmp_path, every=1, step=lambda _: None)
+    broken: list[str] = []
+    simulated(tmp_path, every=4, broken=broken, step=lambda _: None)
+    assert broken
+
+
+def test_broken_promises_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the command, in what it records: simulated writers that do not settle, processes after which entries are lost."""
+    recorded: list[dict[str, Any]] = []
+    monkeypatch.setattr(crash_log, "SCENES", ((3, (2, 2)),))
+    monkeypatch.setattr(crash_log, "write_results", lambda _name, rows, **_: recorded.extend(rows))
+    monkeypatch.setattr("sys.argv", ["crash_log", "--kills", "4", "--every", "4"])
+    found = {}
+    for wrong in (False, True):
+        if wrong:
+            _forgetful(monkeypatch)
+            monkeypatch.setattr(crash_log, "noted", _lost)
+        recorded.clear()
+        code = crash_log.main()
+        found[wrong] = next(row["ours"] for row in recorded if row["metric"] == "broken promises")
+        assert code == int(wrong)
+    assert found[False] == 0 and found[True] > 4
+
+
+def _lost(path: Path, lines: Any, seen: Any) -> None:
+    raise BrokenPromiseError(f"{path.name}: an entry is lost")

@@ -3,6 +3,7 @@
 import shutil
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ from fieldprint.tlog.last_signed import LastSigned
 
 SIGNER = NoteSigner("fieldprint.example/log", Ed25519PrivateKey.from_private_bytes(bytes([1]) * 32))
 WITNESS = NoteSigner("witness.example", Ed25519PrivateKey.from_private_bytes(bytes([2]) * 32))
+OTHER = NoteSigner("other.example", Ed25519PrivateKey.from_private_bytes(bytes([3]) * 32))
 KEYS = [SIGNER.verifier_key]
 LOG = str(SIGNER.verifier_key)
 
@@ -189,7 +191,8 @@ def test_a_second_writer_without_lock_writes_nothing(tmp_path: Path) -> None:
 
 def cosigned(signed: bytes, prove: Callable[[int], list[bytes]]) -> Cosigned:
     text = verify_note(signed, KEYS)
-    return Cosigned(sign_note(text, [WITNESS]).rpartition(b"\n\n")[2], quorum=True)
+    lines = sign_note(text, [WITNESS]).rpartition(b"\n\n")[2]
+    return Cosigned(lines, quorum=True, keys=(WITNESS.verifier_key,))
 
 
 def test_a_checkpoint_is_recorded_before_a_witness_sees_it_and_published_after(tmp_path: Path) -> None:
@@ -221,18 +224,30 @@ def test_a_checkpoint_is_recorded_before_a_witness_sees_it_and_published_after(t
         assert log.append([b"after"]).first_index == 303
 
 
-@pytest.mark.parametrize("answer", ["raises", "no quorum", "not a note"])
+STRANGE = {
+    "no quorum": lambda _text: b"",
+    "not a note": lambda _text: b"rubbish",
+    "over another text": lambda text: sign_note(text + "\nx\n", [WITNESS]).rpartition(b"\n\n")[2],
+    "more text": lambda text: b"\nx\n\n" + sign_note(text, [SIGNER, WITNESS]).rpartition(b"\n\n")[2],
+    "by a key that is not named": lambda text: sign_note(text, [OTHER]).rpartition(b"\n\n")[2],
+}
+
+
+@pytest.mark.parametrize("answer", ["raises", *STRANGE])
 def test_a_witness_that_fails_does_not_stop_the_log(tmp_path: Path, answer: str) -> None:
     def cosign(signed: bytes, prove: Callable[[int], list[bytes]]) -> Cosigned:
         if answer == "raises":
             raise LogError("no answer")
-        return Cosigned(b"" if answer == "no quorum" else b"rubbish", quorum=answer != "no quorum")
+        lines = STRANGE[answer](verify_note(signed, KEYS))
+        return Cosigned(lines, quorum=answer != "no quorum", keys=(WITNESS.verifier_key,))
 
     with LogWriter(tmp_path / "log", SIGNER, create=True, cosign=cosign) as log:
         pending = log.submit([b"entry"], urgent=True)
         assert pending.wait().tree_size == 1 and pending.state is State.PUBLISHED
         with pytest.raises(LogError, match="without the cosignatures"):
             pending.wait(State.WITNESSED)
+        with closing(LastSigned(tmp_path / "log.last-signed")) as record:
+            assert log.checkpoint == record.read(LOG)  # nothing strange is on it
     assert list(LogReader(tmp_path / "log", KEYS).entries()) == [b"entry"]
 
 

@@ -478,7 +478,7 @@ def test_close_waits_for_the_batch_in_hand(tmp_path: Path) -> None:
         if log.tree_size == 0 and Checkpoint.from_text(signed.decode().partition("\n\n")[0] + "\n").tree_size:
             started.set()
             go_on.wait(10)
-        return Cosigned(b"", quorum=False)
+        return Cosigned(b"", quorum=False, keys=())
 
     filled(tmp_path / "log", 0)
     log = LogWriter(tmp_path / "log", SIGNER, cosign=cosign)

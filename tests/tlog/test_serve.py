@@ -303,7 +303,7 @@ def test_metrics_count_what_was_answered(writable: http.client.HTTPConnection) -
 
 def test_a_witness_answers_beside_the_log(folder: Path, tmp_path: Path) -> None:
     cosigner = Cosigner("serve.example/witness", Ed25519PrivateKey.from_private_bytes(bytes([6]) * 32))
-    state = WitnessState(tmp_path / "state")
+    state = WitnessState(tmp_path / "state", new=True)
     site = LogSite(open_source(folder), witness=Witness([cosigner], [SIGNER.verifier_key], state))
     signed = (folder / "checkpoint").read_bytes()
     digest = sha256(SIGNER.name.encode()).hexdigest()

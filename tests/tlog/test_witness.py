@@ -62,7 +62,7 @@ def request(old: int, size: int, fork: bytes = b"", proof: Sequence[bytes] | Non
 
 @pytest.fixture
 def witness(tmp_path: Path) -> Iterator[Witness]:
-    state = WitnessState(tmp_path / "witness.db")
+    state = WitnessState(tmp_path / "witness.db", new=True)
     yield Witness([NORTH], [LOG.verifier_key], state, clock=lambda: TIME)
     state.close()
 
@@ -200,7 +200,7 @@ def test_cut_and_oversized_requests_are_400(witness: Witness) -> None:
 def test_any_changed_byte_of_a_request_is_refused(data: st.DataObject) -> None:
     body = bytearray(request(3, 7))
     body[data.draw(st.integers(0, len(body) - 1))] ^= data.draw(st.integers(1, 255))
-    state = WitnessState(Path(":memory:"))
+    state = WitnessState(Path(":memory:"), new=True)
     witness = Witness([NORTH], [LOG.verifier_key], state, clock=lambda: TIME)
     witness.add_checkpoint(request(0, 3))
     assert status(witness, bytes(body)) != 200
@@ -232,7 +232,7 @@ def test_extension_lines_are_cosigned_with_the_rest(witness: Witness) -> None:
 
 def test_a_witness_with_two_keys_answers_with_two_lines_over_the_whole_tree(tmp_path: Path) -> None:
     lattice = latticed(NORTH.name)
-    state = WitnessState(tmp_path / "witness.db")
+    state = WitnessState(tmp_path / "witness.db", new=True)
     witness = Witness([NORTH, lattice], [LOG.verifier_key], state, clock=lambda: TIME)
     note = head(5).to_text().encode() + b"\n" + witness.add_checkpoint(request(0, 5))
     found = verify_signatures(note, [NORTH.verifier_key, lattice.verifier_key]).signatures
@@ -241,7 +241,7 @@ def test_a_witness_with_two_keys_answers_with_two_lines_over_the_whole_tree(tmp_
 
 
 def test_logs_and_keys_that_cannot_be_served_are_refused_at_the_start(tmp_path: Path) -> None:
-    state = WitnessState(tmp_path / "witness.db")
+    state = WitnessState(tmp_path / "witness.db", new=True)
     with pytest.raises(ValueError, match="one name"):
         Witness([], [LOG.verifier_key], state)
     with pytest.raises(ValueError, match="one name"):
@@ -257,7 +257,7 @@ def test_logs_and_keys_that_cannot_be_served_are_refused_at_the_start(tmp_path: 
 
 def test_a_log_may_have_two_keys_and_a_false_signature_by_either_is_403(tmp_path: Path) -> None:
     second = NoteSigner(ORIGIN, SOUTH._private_key)  # type: ignore[arg-type]
-    state = WitnessState(tmp_path / "witness.db")
+    state = WitnessState(tmp_path / "witness.db", new=True)
     witness = Witness([NORTH], [LOG.verifier_key, second.verifier_key], state)
     assert status(witness, AddCheckpoint(0, (), signed(head(5), signer=second)).to_bytes()) == 200
     false = sign_note(head(6).to_text(), [second]).splitlines(keepends=True)[-1]
@@ -270,7 +270,7 @@ def test_a_log_may_sign_with_mldsa(tmp_path: Path) -> None:
     log = latticed(ORIGIN, 50)
     text = head(5).to_text()
     note = (text + "\n" + signature_line(ORIGIN, log.cosign(text.encode(), 0))).encode()
-    state = WitnessState(tmp_path / "witness.db")
+    state = WitnessState(tmp_path / "witness.db", new=True)
     witness = Witness([NORTH], [log.verifier_key], state)
     assert status(witness, AddCheckpoint(0, (), signed(head(5))).to_bytes()) == 403
     lines = witness.add_checkpoint(AddCheckpoint(0, (), note).to_bytes())
@@ -282,15 +282,33 @@ def test_a_log_may_sign_with_mldsa(tmp_path: Path) -> None:
 
 def test_a_restarted_witness_goes_on_where_it_was(tmp_path: Path) -> None:
     for old, size in ((0, 3), (3, 8), (8, 8)):
-        state = WitnessState(tmp_path / "witness.db")
+        state = WitnessState(tmp_path / "witness.db", new=old == 0)
         witness = Witness([NORTH], [LOG.verifier_key], state)
         assert status(witness, request(old, size)) == 200
         assert status(witness, request(0, 5, FORK)) in (409, 422)
         state.close()
 
 
+def test_a_witness_that_lost_its_state_does_not_start_anew(tmp_path: Path) -> None:
+    """It would cosign a second history: lost, in another folder, emptied, or begun twice."""
+    path = tmp_path / "witness.db"
+    state = WitnessState(path, new=True)
+    assert status(Witness([NORTH], [LOG.verifier_key], state), request(0, 5)) == 200
+    state.close()
+    with pytest.raises(LogError, match="already exists"):
+        WitnessState(path, new=True)
+    for lost in path.parent.glob("witness.db*"):
+        lost.unlink()
+    with pytest.raises(LogError, match=r"is not there.*Bring it back"):
+        WitnessState(path)
+    assert not path.exists()
+    path.touch()
+    with pytest.raises(LogError, match="no such table"):
+        WitnessState(path)
+
+
 def test_a_clock_that_went_back_is_not_stated(tmp_path: Path) -> None:
-    state = WitnessState(tmp_path / "witness.db")
+    state = WitnessState(tmp_path / "witness.db", new=True)
     clock = iter([TIME, TIME - 1000, TIME + 5, -7.5])
     stamps = []
     for old, size in ((0, 1), (1, 2), (2, 3), (3, 4)):
@@ -307,7 +325,7 @@ def test_without_its_state_a_witness_signs_nothing(tmp_path: Path, monkeypatch: 
     with pytest.raises(LogError, match="cannot be opened"):
         WitnessState(path)
     path.unlink()
-    state = WitnessState(path)
+    state = WitnessState(path, new=True)
     witness = Witness([NORTH], [LOG.verifier_key], state)
     blocker = sqlite3.connect(path, isolation_level=None)
     blocker.execute("BEGIN IMMEDIATE")
@@ -323,7 +341,7 @@ def test_without_its_state_a_witness_signs_nothing(tmp_path: Path, monkeypatch: 
 
 
 def test_a_row_is_replaced_only_where_it_is_the_one_that_was_seen(tmp_path: Path) -> None:
-    state = WitnessState(tmp_path / "witness.db")
+    state = WitnessState(tmp_path / "witness.db", new=True)
     rows = [Latest(size, bytes([size]) * 32, TIME, b"note") for size in range(4)]
     assert state.replace("a", None, rows[1])
     assert not state.replace("a", None, rows[2])
@@ -339,7 +357,8 @@ import sys
 from pathlib import Path
 from fieldprint.tlog.witness import AddCheckpoint, Witness, WitnessState
 from tests.witnessing import LOG, NORTH, ORIGIN, consistency, head, signed
-witness = Witness([NORTH], [LOG.verifier_key], WitnessState(Path(sys.argv[1])))
+path = Path(sys.argv[1])
+witness = Witness([NORTH], [LOG.verifier_key], WitnessState(path, new=not path.exists()))
 latest = witness.state.latest(ORIGIN)
 old = latest.tree_size if latest else 0
 while True:
@@ -378,7 +397,7 @@ def test_a_killed_witness_forgets_nothing_that_it_answered(tmp_path: Path) -> No
 @pytest.mark.parametrize("shared", [True, False], ids=["one-process", "two-openings"])
 def test_of_two_histories_that_race_one_is_cosigned(tmp_path: Path, shared: bool) -> None:
     """Sixteen threads push two contradicting logs; whatever is cosigned is one history."""
-    states = [WitnessState(tmp_path / "witness.db") for _ in range(1 if shared else 2)]
+    states = [WitnessState(tmp_path / "witness.db", new=n == 0) for n in range(1 if shared else 2)]
     notes: list[bytes] = []
     start = threading.Barrier(16)
 
@@ -421,7 +440,7 @@ class OneHistory(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.state = WitnessState(Path(":memory:"))
+        self.state = WitnessState(Path(":memory:"), new=True)
         self.times = count(TIME)
         self.witness = Witness([NORTH], [LOG.verifier_key], self.state, clock=lambda: next(self.times))
         self.cosigned: list[tuple[int, bytes]] = []  # size and fork
@@ -543,7 +562,7 @@ def test_the_conversation_of_another_witness_is_answered_as_there(tmp_path: Path
         3: "RcCI1Nk56ZcSmIEfIn0SleqtV7uvrlXNccFx595Iwl0=",
         5: "QrtXrQZCCvpIgsSmOsah7HdICzMLLyDfxToMql9WTjY=",
     }
-    state = WitnessState(tmp_path / "witness.db")
+    state = WitnessState(tmp_path / "witness.db", new=True)
     witness = Witness([NORTH], [key], state)
 
     def ask(old: int, proof: list[str], size: int, name: str = origin, signature: str | None = None) -> int:

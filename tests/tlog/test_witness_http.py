@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fieldprint.errors import FormatError, LogError
-from fieldprint.note import Cosigner, VerifierKey, verify_signatures
+from fieldprint.note import Cosigner, VerifierKey, signature_line, verify_signatures
 from fieldprint.tlog import (
     LogReader,
     LogWriter,
@@ -36,7 +36,7 @@ Connect = Callable[..., WitnessClient]
 def serving(
     path: Path, *cosigners: Cosigner, report: Callable[[str], None] = lambda _line: None
 ) -> Iterator[WitnessServer]:
-    state = WitnessState(path)
+    state = WitnessState(path, new=not path.exists())
     server = WitnessServer(Witness(cosigners, [LOG.verifier_key], state), ("127.0.0.1", 0), report)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -245,7 +245,7 @@ def test_more_connections_than_there_is_room_for_are_closed(
 
 
 def test_the_answer_without_its_state_is_500_and_no_cosignature(tmp_path: Path) -> None:
-    state = WitnessState(tmp_path / "north.db")
+    state = WitnessState(tmp_path / "north.db", new=True)
     witness = Witness([NORTH], [LOG.verifier_key], state)
     state.close()
     said = answer(witness, "POST", "/add-checkpoint", AddCheckpoint(0, (), signed(head(5))).to_bytes())
@@ -294,6 +294,12 @@ def lines_of(cosigner: Cosigner, size: int = 5, time: int = 7) -> bytes:
     return signed(head(size), cosigner, time=time).splitlines(keepends=True)[-1]
 
 
+def longer_line() -> bytes:
+    """A signature over the checkpoint's text and more."""
+    text = head(5).to_text() + "\nx\n"
+    return signature_line(NORTH.name, NORTH.cosign(text.encode(), 7)).encode()
+
+
 @pytest.mark.parametrize(
     ("replies", "error"),
     [
@@ -313,6 +319,7 @@ def lines_of(cosigner: Cosigner, size: int = 5, time: int = 7) -> bytes:
         ([reply(200, lines_of(NORTH, time=0))], "states a time"),
         ([reply(200, lines_of(NORTH)[:-1])], "no cosignature"),
         ([reply(200, lines_of(NORTH) * 2)], "twice"),
+        ([reply(200, b"x\n\n" + longer_line())], "holds an empty line"),
         ([reply(200, b"x" * 200_000)], "more than 131072 bytes"),
         ([b"garbage\r\n\r\n"], "cannot be asked"),
         ([b"HTTP/1.1 200 X\r\nContent-Length: 100\r\n\r\nshort"], "cannot be asked"),
@@ -332,20 +339,30 @@ def test_a_good_line_among_strangers_is_taken_alone(connect: Connect) -> None:
     assert found.line.encode() == lines_of(NORTH) and found.timestamp == 7
 
 
-def test_an_answer_that_drips_ends_at_the_deadline(connect: Connect) -> None:
+@pytest.mark.parametrize(
+    ("begins", "goes_on"),
+    [
+        (b"HTTP/1.1 200 X\r\nContent-Length: 1000\r\n\r\n", b"x"),
+        (b"HTTP/1.1 200 X\r\nX-Drip: ", b"x"),
+        (b"HTTP", b"/"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    ],
+    ids=["body", "header", "status", "continue"],
+)
+def test_an_answer_that_drips_ends_at_the_deadline(connect: Connect, begins: bytes, goes_on: bytes) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     stop = threading.Event()
 
     def drip() -> None:
         with listener.accept()[0] as raw, suppress(OSError):
             raw.recv(1 << 17)
-            raw.sendall(b"HTTP/1.1 200 X\r\nContent-Length: 1000\r\n\r\n")
-            while not stop.wait(0.05):
-                raw.sendall(b"x")
+            raw.sendall(begins)
+            while not stop.wait(0.05) and time.monotonic() - begin < 5:
+                raw.sendall(goes_on)
 
+    begin = time.monotonic()
     thread = threading.Thread(target=drip)
     thread.start()
-    begin = time.monotonic()
     client = connect(f"http://127.0.0.1:{listener.getsockname()[1]}", [NORTH.verifier_key], timeout=0.3)
     with pytest.raises(LogError, match=r"in time|timed out"):
         client.add_checkpoint(signed(head(5)), proofs(5))

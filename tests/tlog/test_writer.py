@@ -11,11 +11,13 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fieldprint.errors import LogError, LogLockedError
-from fieldprint.note import NoteSigner, signature_line
+from fieldprint.note import NoteSigner, parse_note, sign_note, signature_line
 from fieldprint.tlog import Cosigned, LogReader, LogWriter, PosixStorage, State, publish_cosigned
+from fieldprint.tlog.serve import LogSite
 from fieldprint.tlog.storage.disk import Disk
 
 SIGNER = NoteSigner("fieldprint.example/log", Ed25519PrivateKey.from_private_bytes(bytes([1]) * 32))
+STRANGER = NoteSigner(SIGNER.name, Ed25519PrivateKey.from_private_bytes(bytes([2]) * 32))
 KEYS = [SIGNER.verifier_key]
 
 
@@ -70,7 +72,7 @@ def test_states_come_in_order(tmp_path: Path) -> None:
         if pending:
             seen.append(pending[0].state)
             assert pending[0].wait(State.INTEGRATED).first_index == 0
-        return Cosigned(b"", quorum=False)
+        return Cosigned(b"", quorum=False, keys=())
 
     pending: list = []
     storage = PosixStorage(tmp_path / "log", disk)
@@ -148,6 +150,40 @@ def test_clocks_that_go_backwards_change_nothing(tmp_path: Path, monkeypatch: py
         with LogWriter(tmp_path / "log", SIGNER, create=True, max_delay=0.01) as log:
             assert log.submit([b"%d" % i]).wait().first_index == i
     assert list(LogReader(tmp_path / "log", KEYS).entries()) == [b"%d" % i for i in range(5)]
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [lambda text: sign_note(text, [STRANGER]), lambda _text: b"no note"],
+    ids=["another key", "no note"],
+)
+def test_a_checkpoint_that_is_refused_is_an_error_of_the_log(
+    tmp_path: Path, spoilt: Callable[[str], bytes]
+) -> None:
+    """The second attempt reads what lies there; what it finds wrong reaches who waits, and a client as 503."""
+    with LogWriter(tmp_path / "log", SIGNER, create=True) as log:
+        log.append([b"a"])
+        checkpoint = tmp_path / "log/checkpoint"
+        good = checkpoint.read_bytes()
+        checkpoint.write_bytes(spoilt(parse_note(good).text))
+        with pytest.raises(LogError):
+            log.append([b"b"])
+        with pytest.raises(LogError, match="the log cannot be extended: "):
+            log.append([b"c"])
+        site = LogSite(log.source, writer=log, token="0123456789abcdef")
+        assert site.answer("POST", "/add", b"d").status == 503
+        checkpoint.write_bytes(good)
+        assert log.append([b"e"]).tree_size == log.tree_size
+
+
+def test_nobody_waits_for_entries_to_be_waiting(tmp_path: Path) -> None:
+    """There is no index yet that could be told."""
+    with LogWriter(tmp_path / "log", SIGNER, create=True, max_delay=0.01) as log:
+        log.append([b"a", b"b"])
+        pending = log.submit([b"c"])
+        with pytest.raises(ValueError, match="SEQUENCED"):
+            pending.wait(State.WAITING)
+        assert pending.wait().first_index == 2
 
 
 def test_a_bug_in_the_thread_ends_the_writer_and_reaches_who_waits(tmp_path: Path) -> None:

@@ -5,9 +5,11 @@ import ssl
 import threading
 import time
 import zlib
+from functools import partial
 from urllib.parse import urljoin, urlsplit
 
 from fieldprint.errors import LogError
+from fieldprint.tlog.http_client import limit_answers
 from fieldprint.tlog.tile import max_size
 
 TIMEOUT = 30.0
@@ -119,6 +121,9 @@ class HttpSource:
         whole = False
         try:
             headers = {"User-Agent": USER_AGENT, "Accept-Encoding": "gzip, identity"}
+            if connection.sock is not None:
+                connection.sock.settimeout(self._timeout)
+            limit_answers(connection, partial(_left, time.monotonic() + MAX_SECONDS, self._timeout))
             connection.request("GET", request, headers=headers)
             response = connection.getresponse()
             data = _body(response, limit)
@@ -155,9 +160,16 @@ class HttpSource:
             self.close()
 
 
+def _left(end: float, timeout: float) -> float:
+    """Seconds for the next read of an answer that must be there at `end`."""
+    left = end - time.monotonic()
+    if left <= 0:
+        raise _TransientError(f"the answer takes more than {MAX_SECONDS:.0f} s")
+    return min(left, timeout)
+
+
 def _body(response: http.client.HTTPResponse, limit: int) -> bytes:
     """At most one byte more than `limit`, or the whole answer; as it arrives, so that its time can be limited."""
-    deadline = time.monotonic() + MAX_SECONDS
     data = bytearray()
     while len(data) <= limit and not response.isclosed():
         room = limit + 1 - len(data)
@@ -165,8 +177,6 @@ def _body(response: http.client.HTTPResponse, limit: int) -> bytes:
             data += response.read1(room)
         else:  # here `read1` loses count in older Pythons, and `peek` is what has arrived
             data += response.read(min(max(1, len(response.peek())), room))
-        if time.monotonic() > deadline:
-            raise _TransientError(f"the answer takes more than {MAX_SECONDS:.0f} s")
     if response.length and len(data) <= limit:
         raise _TransientError("the answer is cut off")
     return bytes(data)

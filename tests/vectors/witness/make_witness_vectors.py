@@ -5,6 +5,7 @@ file is not there. Bytes are base64. `want_error` is null or the number of the c
 
     cosignature.json  1 the note's form, 2 signatures; a good one says who cosigned and when
     witness.json      a request to a witness that accepted `before`; `want_status`, and `want_size` with 409
+    answer.json       a witness's answer to a checkpoint: 1 not cosignature lines by its keys alone, valid and timed
     proof.json        the checks of a proof file: 1 form, 2 log, 3 witnesses, 4 inclusion
     trust.json        a trust policy and a checkpoint: 1 the policy's form, 2 log, 3 quorum
     policies.json     a policy file: 1 its form
@@ -267,6 +268,40 @@ def witnesses() -> list[Vector]:
     ]
 
 
+def answers() -> list[Vector]:
+    north, south, east = cosigned(NORTH), cosigned(SOUTH), cosigned(EAST)
+    over_all = cosigned(NORTH, f"{BODY}\n{north}")
+    longer = cosigned(NORTH, BODY + "\nx\n")
+    rows: list[tuple[str, int | None, str]] = [
+        ("good", None, north),
+        ("good, another time", None, cosigned(NORTH, time=7)),
+        ("good, among strangers' lines", None, south + north + east),
+        ("nothing", 1, ""),
+        ("no signature line", 1, "OK\n"),
+        ("a stranger's line alone", 1, south),
+        ("of another checkpoint", 1, cosigned(NORTH, head(12).to_text())),
+        ("no time", 1, cosigned(NORTH, time=0)),
+        ("a line twice", 1, north * 2),
+        ("two times", 1, north + cosigned(NORTH, time=7)),
+        ("cut off", 1, north[:-1]),
+        ("more text in front, and signed", 1, "x\n\n" + longer),
+        ("more text in front, not signed", 1, "x\n\n" + north),
+        ("an empty line in front", 1, "\n" + north),
+        ("a line, more text, and a signature over all", 1, f"{north}\n{over_all}"),
+        ("the whole note", 1, note(north).decode()),
+    ]  # fmt: skip
+    return [
+        {
+            "desc": desc,
+            "want_error": error,
+            "checkpoint": text(note()),
+            "keys": [str(NORTH.verifier_key)],
+            "answer": text(answer.encode()),
+        }
+        for desc, error, answer in rows
+    ]
+
+
 def trust_policy(threshold: int = 2) -> TrustPolicy:
     known = (("north", NORTH.verifier_key), ("south", SOUTH.verifier_key), ("lattice", LATTICE))
     return TrustPolicy(
@@ -512,6 +547,7 @@ def render() -> dict[str, str]:
     made: dict[str, Any] = {
         "cosignature.json": cosignatures(),
         "witness.json": witnesses(),
+        "answer.json": answers(),
         "proof.json": proofs(),
         "trust.json": trusts(),
         "policies.json": policies(),
