@@ -1,7 +1,7 @@
 """What the log costs: durable appends, time to publication, proofs, and all of it as the log grows to 10^7 entries.
 
     python -m benchmarks.log
-    python -m benchmarks.log --largest 1000000 --folder /var/tmp/growing
+    python -m benchmarks.log --largest 1000000 --folder FOLDER
 
 The growing log lies in --folder, by default a folder of its own in $TMPDIR. It is kept: a run that was interrupted goes
 on from the entries that are there. Every file is synced, as always.
