@@ -154,8 +154,9 @@ class WitnessState:
                 f"the witness's state {path} is not there",
                 remedy="Bring it back, or name it; only a witness that never cosigned begins with a new one (--new-state)",
             )
-        try:
+        with _state_errors(path):
             self._rows = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
+        try:
             self._rows.execute("PRAGMA journal_mode = WAL")
             self._rows.execute("PRAGMA synchronous = FULL")  # a row is on the disk before it is answered
             if new:
@@ -165,6 +166,7 @@ class WitnessState:
                 )
             self._rows.execute("SELECT 1 FROM latest LIMIT 1")
         except sqlite3.Error as error:
+            self._rows.close()
             raise LogError(f"the witness's state {path} cannot be opened: {error}") from error
 
     def latest(self, origin: str) -> Latest | None:
