@@ -4,7 +4,10 @@ VENV   ?= .venv
 PIP    := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c requirements/dev.txt
 READY  := $(VENV)/.ready
 
-.PHONY: demo test lint interop fuzz bench bench-audit bench-gpu bench-log crash-log figures docs clean
+SMALL_KERNELS := $(VENV)/bin/python -m pytest -q tests/attention/test_decode.py tests/blake3/test_pages.py \
+	-k 'kernel_equals_naive or repeated or pages_equal'
+
+.PHONY: demo test sanitize lint interop fuzz bench bench-audit bench-gpu bench-log crash-log figures docs clean
 
 demo: $(READY)  ## the whole story on a real model, into demo-out/
 	$(VENV)/bin/fieldprint demo
@@ -32,6 +35,10 @@ bench-audit: $(READY)  ## how fast a log is audited as it grows to 10^7 entries,
 
 bench-gpu: $(READY)  ## the decode kernel on one GPU; PEERS=folder adds FlashAttention-3, FlashInfer and vLLM's kernel
 	$(VENV)/bin/python -m benchmarks.attention_gpu $(if $(PEERS),--peers $(PEERS))
+
+sanitize: $(READY)  ## compute-sanitizer over small cases of the kernels, on one GPU
+	PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 1 $(SMALL_KERNELS)
+	compute-sanitizer --tool racecheck --error-exitcode 1 $(SMALL_KERNELS)
 
 bench-log: $(READY)  ## the log: durable appends, latency, proofs, growth to 10^7 entries (3 GB in $$TMPDIR, kept)
 	$(VENV)/bin/python -m benchmarks.log
