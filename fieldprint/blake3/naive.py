@@ -69,7 +69,12 @@ def naive_keyed(data: bytes, key: bytes) -> bytes:
 
 def naive_derive(data: bytes, context: str) -> bytes:
     """BLAKE3 of `data` in the derive-key mode."""
-    return _hash(data, _words(_hash(context.encode(), IV, DERIVE_CONTEXT)), DERIVE_MATERIAL)
+    return _hash(data, context_key(context), DERIVE_MATERIAL)
+
+
+def context_key(context: str) -> list[int]:
+    """The key words of the derive-key mode under `context` (section 2.3)."""
+    return _words(_hash(context.encode(), IV, DERIVE_CONTEXT))
 
 
 def naive_root(digests: Sequence[bytes]) -> bytes:
