@@ -5,32 +5,31 @@ from collections.abc import Sequence
 from fieldprint.errors import IntegrityError
 from fieldprint.generate.passes import Passes, Steps
 from fieldprint.generate.row import Row
-from fieldprint.kvcache import EVICTED, PagedSequence
+from fieldprint.kvcache import EVICTED, PagedSequence, SlotHasher
 
 
-def rebuild_pages(passes: Passes, steps: Steps, row: Row, damaged: Sequence[int]) -> None:
+def rebuild_pages(passes: Passes, steps: Steps, hasher: SlotHasher, row: Row, damaged: Sequence[int]) -> None:
     """Write the `damaged` pages of `row` again: the passes that made them are run again, in their shapes.
 
     A twin of the sequence is computed from the last place before the damage whose visible pages are all there, else
-    from the start; each damaged page is copied from the twin once its digest is the committed one.
+    from the start; each damaged page is copied from the twin once its slots have the digests that are bound to them.
 
     Raises:
         IntegrityError: the recomputed page is not the one that was committed.
     """
-    expected = {check.index: check for check in row.checks()}
-    wanted = [
-        index for index in damaged if index in expected and not _intact(row, expected[index].digest, index)
-    ]
+    size = row.sequence.page_size
+    shared = 0 if row.request.prefix is None else len(row.request.prefix.tokens) // size * size
+    behind = max(shared, row.resume_position())  # what comes from there on is computed again anyway
+    wanted = [index for index in sorted(set(damaged)) if index * size < behind and not _intact(hasher, row, index)]
     if not wanted:
         return
-    size = row.sequence.page_size
     twin = _twin(passes, row, set(wanted))
     try:
-        end = (max(wanted) + 1) * size
+        end = min((max(wanted) + 1) * size, row.hashed)
         while twin.length < end:
             _replay_next(passes, steps, row, twin)
-            for index in [i for i in wanted if twin.length >= (i + 1) * size]:
-                if passes.pool.digest(twin.pages[index]) != expected[index].digest:
+            for index in [i for i in wanted if twin.length >= min((i + 1) * size, end)]:
+                if not _is_bound(hasher, row, index, twin):
                     raise IntegrityError(
                         f"page {index} was rebuilt from committed tokens and differs from what was committed",
                         remedy="Audit the receipts of this request by recomputation",
@@ -45,8 +44,15 @@ def rebuild_pages(passes: Passes, steps: Steps, row: Row, damaged: Sequence[int]
         twin.close()
 
 
-def _intact(row: Row, digest: bytes, index: int) -> bool:
-    return row.sequence.pool.digest(row.sequence.pages[index]) == digest
+def _intact(hasher: SlotHasher, row: Row, index: int) -> bool:
+    return row.sequence.pages[index] == EVICTED or _is_bound(hasher, row, index, row.sequence)
+
+
+def _is_bound(hasher: SlotHasher, row: Row, index: int, sequence: PagedSequence) -> bool:
+    """Whether the page's slots, in `sequence`, have the digests that are bound to the row's positions."""
+    start = index * sequence.page_size
+    stop = min(start + sequence.page_size, row.hashed)
+    return bool((hasher.now(sequence.slots(start, stop)) == row.digests[start:stop]).all())
 
 
 def _twin(passes: Passes, row: Row, damaged: set[int]) -> PagedSequence:

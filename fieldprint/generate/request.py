@@ -3,6 +3,9 @@
 import secrets
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fieldprint.attention.paged import OPERATORS
 from fieldprint.commit.committer import CommittedPage
 from fieldprint.commit.leaf import SALT_SIZE
@@ -57,7 +60,9 @@ class EngineSettings:
     chunk_size: tokens of one prefill pass; chunks lie at fixed positions, so a replay computes the same bits.
     provisional_cap: generated tokens of a request that may be uncommitted; at the cap it waits.
     commit_interval: generated tokens after which a pass of checks and leaves starts.
-    scrub_interval: decode steps between checks of the pinned pages alone.
+    scrub_interval: decode steps between checks of the pinned pages.
+    scrub_budget: share of the held context that a step checks again, of what was not checked for 1 / scrub_budget steps.
+    log_timeout: seconds that the log may take to answer.
     max_faults: faults in a row without progress after which generation ends with an error.
     pack_weights: whether batches of four and more decode on a second copy of the weights, packed for them (CPU).
     decode_kernel: whether decode steps run in the Triton kernel, on a GPU as a CUDA graph; None: on a GPU, not on a CPU,
@@ -68,7 +73,9 @@ class EngineSettings:
     chunk_size: int = 512
     provisional_cap: int = 64
     commit_interval: int = 48
-    scrub_interval: int = 4
+    scrub_interval: int = 1
+    scrub_budget: float = 0.01
+    log_timeout: float = 30.0
     max_faults: int = 3
     pack_weights: bool = True
     decode_kernel: bool | None = None
@@ -84,6 +91,10 @@ class EngineSettings:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 <= self.scrub_budget <= 1:
+            raise ValueError(f"scrub_budget must lie within [0, 1], not {self.scrub_budget}")
+        if not self.log_timeout > 0:
+            raise ValueError(f"log_timeout must be above 0 seconds, not {self.log_timeout}")
         if self.chunk_size % self.page_size:
             raise ValueError(f"chunk_size {self.chunk_size} must be a multiple of page_size {self.page_size}")
         if self.provisional_cap <= self.page_size:
@@ -98,14 +109,14 @@ class EngineSettings:
 class Prefix:
     """A prefilled beginning that several requests share; `close` it when they are done.
 
-    `digests` are those of its whole pages, taken before any of them was evicted; `anchor` is the digest of the anchor
-    that it was computed under, `attention` the settings.
+    `digests` are those of its slots, [tokens, 32], taken before any of them was evicted; `anchor` is the digest of the
+    anchor that it was computed under, `attention` the settings.
     """
 
     tokens: tuple[int, ...]
     sequence: PagedSequence
     chunks: tuple[tuple[int, int], ...]
-    digests: tuple[bytes, ...]
+    digests: NDArray[np.uint8]
     anchor: str | None
     attention: AttentionSettings
 

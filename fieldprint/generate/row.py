@@ -1,15 +1,19 @@
 """One request inside the engine: its tokens, its pages, and how far they are computed and committed."""
 
-from fieldprint.commit.committer import CommittedPage, NewPage, PageCheck, RequestJob, RequestTerms
+import numpy as np
+from numpy.typing import NDArray
+
+from fieldprint.commit.committer import CommittedPage, NewPage, RequestJob, RequestTerms
 from fieldprint.generate.request import GenerationRequest
-from fieldprint.kvcache import EVICTED, PagedSequence, PagePool
+from fieldprint.kvcache import PagedSequence, PagePool
 
 
 class Row:
     """The state of a request: row `index` of the batch, for as long as the batch lives.
 
     Positions count the request's own context from 0 (the anchor's are not among them). K/V is computed for positions
-    below `sequence.length`; `tokens` goes one further while an answer is being generated.
+    below `sequence.length`, and its digest known for those below `hashed`; `tokens` goes one further than K/V while an
+    answer is being generated.
     """
 
     def __init__(self, index: int, request: GenerationRequest, pool: PagePool, terms: RequestTerms) -> None:
@@ -19,9 +23,12 @@ class Row:
         prefix = request.prefix
         self.sequence = PagedSequence(pool) if prefix is None else prefix.sequence.fork()
         self.chunks: list[tuple[int, int]] = [] if prefix is None else list(prefix.chunks)
-        self.prefix_digests = () if prefix is None else prefix.digests
         self.prompt = (() if prefix is None else prefix.tokens) + request.prompt
         self.tokens = list(self.prompt)
+        self.digests = np.zeros((len(self.prompt) + request.max_new_tokens, 32), dtype=np.uint8)
+        self.hashed = 0
+        if prefix is not None:
+            self.take_digests(0, prefix.digests)
         self.pages: list[CommittedPage] = []
         self.reason: str | None = None
         self.finished = False
@@ -71,11 +78,23 @@ class Row:
         elif len(self.generated) >= self.request.max_new_tokens:
             self.reason = "length"
 
+    def take_digests(self, start: int, digests: NDArray[np.uint8]) -> None:
+        """Bind the slots of positions from `start` on; a position is bound once, and again after a rollback."""
+        if start != self.hashed:
+            raise ValueError(f"position {self.hashed} is the next to be bound, not {start}")
+        self.hashed += len(digests)
+        self.digests[start : self.hashed] = digests
+
+    @property
+    def all_hashed(self) -> bool:
+        """Whether every position whose K/V is there is bound."""
+        return self.hashed == self.sequence.length
+
     def complete_pages(self) -> int:
         """Pages that can be committed now: whole ones, and the last one when the answer is complete."""
-        if self.reason is not None:
+        if self.reason is not None and self.all_hashed:
             return -(-len(self.tokens) // self.sequence.page_size)
-        return self.sequence.length // self.sequence.page_size
+        return self.hashed // self.sequence.page_size
 
     def resume_position(self) -> int:
         """Where computing would start again after a rollback: before the last committed position, or at its chunk."""
@@ -96,6 +115,7 @@ class Row:
             self.tokens = list(self.prompt)
         self.reason = None
         self.sequence.truncate(min(resume, self.sequence.length))
+        self.hashed = min(self.hashed, self.sequence.length)
 
     def evict(self, window: int | None, num_sinks: int, *, verified: bool) -> None:
         """Release pages that no query from `resume_position` on can see."""
@@ -105,34 +125,28 @@ class Row:
             # With a window of 1 the page before `resume` is seen by nobody, and still its end is where a rollback goes.
             self.sequence.evict_before(resume - max(window, 2) + 1, num_sinks=num_sinks)
 
-    def checks(self) -> tuple[PageCheck, ...]:
-        """The committed (or prefix) pages that are still held, with the digests that they must have."""
-        size = self.sequence.page_size
-        known = [page.digest for page in self.pages]
-        known += list(self.prefix_digests[len(known) :])
-        checks = []
-        for index, digest in enumerate(known):
-            filled = min(size, self.sequence.length - index * size)
-            if index < len(self.sequence.pages) and self.sequence.pages[index] != EVICTED and filled == size:
-                checks.append(PageCheck(index, self.sequence.pages[index], size, digest))
-        return tuple(checks)
+    def held_positions(self) -> NDArray[np.int64]:
+        """The bound positions whose pages are still held."""
+        slots = self.sequence.slots(0, self.hashed)
+        return np.nonzero(slots >= 0)[0]
 
     def job(self, text: str | None) -> RequestJob:
-        """This request's part of a commit job; `text` when the answer is complete."""
+        """This request's part of a commit job: everything bound is checked; `text` when the answer is complete."""
         size = self.sequence.page_size
         new = []
         for index in range(len(self.pages), self.complete_pages()):
             start, stop = index * size, min((index + 1) * size, len(self.tokens))
-            digest = self.prefix_digests[index] if index < len(self.prefix_digests) else None
-            filled = max(0, min(size, self.sequence.length - start))
-            page = self.sequence.pages[index] if index < len(self.sequence.pages) else EVICTED
-            new.append(NewPage(index, page, filled, start, tuple(self.tokens[start:stop]), digest))
+            digests = self.digests[start : min(stop, self.hashed)].copy()
+            new.append(NewPage(index, start, tuple(self.tokens[start:stop]), digests))
+        positions = self.held_positions()
         previous = self.pages[-1].leaf_hash if self.pages else None
-        return RequestJob(self.index, self.terms, previous, self.checks(), tuple(new), text)
-
-
-def page_digests(sequence: PagedSequence, done: tuple[bytes, ...]) -> tuple[bytes, ...]:
-    """`done`, and the digests of the sequence's further whole pages."""
-    size = sequence.page_size
-    whole = sequence.length // size
-    return done + tuple(sequence.pool.digest(sequence.pages[i], size) for i in range(len(done), whole))
+        return RequestJob(
+            self.index,
+            self.terms,
+            previous,
+            positions,
+            self.sequence.slots(0, self.hashed)[positions],
+            self.digests[positions],
+            tuple(new),
+            text,
+        )

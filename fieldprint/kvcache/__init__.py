@@ -2,5 +2,6 @@
 
 from fieldprint.kvcache.pool import PagePool
 from fieldprint.kvcache.sequence import EVICTED, PagedSequence
+from fieldprint.kvcache.slot_hash import SlotHasher
 
-__all__ = ["EVICTED", "PagePool", "PagedSequence"]
+__all__ = ["EVICTED", "PagePool", "PagedSequence", "SlotHasher"]

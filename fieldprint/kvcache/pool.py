@@ -1,15 +1,16 @@
 """The page pool: one tensor of K/V pages, reference counts, and the pins that keep a page from eviction."""
 
-import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from fieldprint import blake3
 from fieldprint.errors import CapacityError
+
+Pages = Iterable[int] | NDArray[np.integer]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +65,8 @@ class PagePool:
                 f"no memory for {num_pages} pages ({size:.1f} GiB)",
                 remedy="Ask for fewer or shorter contexts, or set a sliding window",
             ) from error
-        self._staging = threading.local()  # where each thread lays a page's bytes in a row to hash them
-        self._references = [0] * num_pages
-        self._pins = [0] * num_pages
+        self._references = np.zeros(num_pages, dtype=np.int32)
+        self._pins = np.zeros(num_pages, dtype=np.int32)
         self._free = set(range(num_pages))
 
     @property
@@ -76,11 +76,19 @@ class PagePool:
 
     def references(self, page: int) -> int:
         """How many holders the page has; 0 means free."""
-        return self._references[page]
+        return int(self._references[page])
+
+    def overbooked(self, held: NDArray[np.integer]) -> NDArray[np.intp]:
+        """The pages that `held` names more often than the pool counts references: somebody released them too early.
+
+        Args:
+            held: every reference that holders have, page by page with repetition.
+        """
+        return np.nonzero(np.bincount(held, minlength=self.num_pages) > self._references)[0]
 
     def is_pinned(self, page: int) -> bool:
         """Whether the page is kept from eviction."""
-        return self._pins[page] > 0
+        return bool(self._pins[page] > 0)
 
     def k_pages(self, layer: int) -> Tensor:
         """K of one layer, a view [num_pages, page_size, num_kv_heads, head_dim]."""
@@ -138,56 +146,47 @@ class PagePool:
             return list(range(start, start + count))
         return ordered[:count]
 
-    def share(self, pages: Iterable[int]) -> None:
+    def share(self, pages: Pages) -> None:
         """Add one reference to each page."""
-        for page in self._held(pages):
-            self._references[page] += 1
+        np.add.at(self._references, self._held(pages), 1)
 
-    def release(self, pages: Iterable[int]) -> None:
+    def release(self, pages: Pages) -> None:
         """Take one reference from each page; a page without references is free.
 
         Raises:
             ValueError: a page is free already, or is pinned and this is its last reference; nothing was changed.
         """
-        held = self._held(pages)
-        for page in set(held):
-            if self.is_pinned(page) and self._references[page] <= held.count(page):
+        held, counts = np.unique(self._held(pages), return_counts=True)
+        left = self._references[held] - counts
+        for page in held[(left < 0) | ((left == 0) & (self._pins[held] > 0))].tolist():
+            if self.is_pinned(page):
                 raise ValueError(f"page {page} is pinned; unpin it before its last release")
-            if self._references[page] < held.count(page):
-                raise ValueError(
-                    f"page {page} has {self._references[page]} references, not {held.count(page)}"
-                )
-        for page in held:
-            self._references[page] -= 1
-            if self._references[page] == 0:
-                self._free.add(page)
+            raise ValueError(f"page {page} has {self._references[page]} references, fewer than are released")
+        self._references[held] = left
+        self._free.update(held[left == 0].tolist())
 
-    def pin(self, pages: Iterable[int]) -> None:
+    def pin(self, pages: Pages) -> None:
         """Keep the pages from eviction; pins nest."""
-        for page in self._held(pages):
-            self._pins[page] += 1
+        np.add.at(self._pins, self._held(pages), 1)
 
-    def unpin(self, pages: Iterable[int]) -> None:
+    def unpin(self, pages: Pages) -> None:
         """Take one pin from each page."""
-        held = self._held(pages)
-        for page in set(held):
-            if self._pins[page] < held.count(page):
-                raise ValueError(f"page {page} is not pinned")
-        for page in held:
-            self._pins[page] -= 1
+        held, counts = np.unique(self._held(pages), return_counts=True)
+        for page in held[self._pins[held] < counts].tolist():
+            raise ValueError(f"page {page} is not pinned")
+        self._pins[held] -= counts.astype(np.int32)
 
-    def _held(self, pages: Iterable[int]) -> list[int]:
-        held = list(pages)
-        for page in held:
-            if not 0 <= page < self.num_pages:
-                raise ValueError(f"page {page} is not a page of this pool of {self.num_pages}")
-            if self._references[page] == 0:
-                raise ValueError(f"page {page} is free")
+    def _held(self, pages: Pages) -> NDArray[np.intp]:
+        held = np.asarray(pages if isinstance(pages, np.ndarray) else list(pages), dtype=np.intp)
+        for page in held[(held < 0) | (held >= self.num_pages)].tolist():
+            raise ValueError(f"page {page} is not a page of this pool of {self.num_pages}")
+        for page in held[self._references[held] == 0].tolist():
+            raise ValueError(f"page {page} is free")
         return held
 
     def own(self, page: int, *, after: int | None = None) -> int:
         """A page with the same content that only the caller holds: `page` itself, or a copy (copy on write)."""
-        (held,) = self._held([page])
+        held = int(self._held([page])[0])
         if self._references[held] == 1 and not self.is_pinned(held):
             return held
         (copy,) = self.allocate(1, after=after)
@@ -195,25 +194,9 @@ class PagePool:
         self.release([held])
         return copy
 
-    def digest(self, page: int, num_tokens: int | None = None) -> bytes:
-        """BLAKE3 over the bytes of the first `num_tokens` slots: layer by layer, K before V, slot by slot.
-
-        Reads the memory itself, without the pool's lock or torch's threads, so that a worker thread may call it
-        while the owner goes on computing.
-        """
-        size = self.layout.page_size if num_tokens is None else num_tokens
-        if not 0 < size <= self.layout.page_size:
-            raise ValueError(f"num_tokens must be within 1..{self.layout.page_size}, not {size}")
-        raw = self.storage[:, :, page, :size].view(torch.uint8)
-        if raw.device.type != "cpu":
-            return blake3.digest(raw.cpu().numpy().reshape(-1).data)
-        source = raw.numpy()
-        # A fresh array a page would be mapped, zeroed and unmapped each time, at the cost of every running thread.
-        if not hasattr(self._staging, "bytes"):
-            self._staging.bytes = np.empty(self.layout.bytes_per_page, dtype=np.uint8)
-        staged = self._staging.bytes[: source.size]
-        np.copyto(staged.reshape(source.shape), source)
-        return blake3.digest(staged.data)
+    def slots(self) -> Tensor:
+        """Every slot of the pool, a view [num_pages * page_size, num_layers, 2 (K, V), num_kv_heads, head_dim]."""
+        return self.storage.flatten(2, 3).permute(2, 0, 1, 3, 4)
 
     def check_conservation(self, held: Sequence[int] | None = None) -> None:
         """Raise AssertionError if a law of the pool is broken.

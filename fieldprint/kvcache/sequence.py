@@ -1,5 +1,8 @@
 """A sequence's pages: which page holds which positions, and how they come and go."""
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fieldprint.kvcache.pool import PagePool
 
 EVICTED = -1  # in a page table: this page is no longer held; attention never looks at it
@@ -25,6 +28,21 @@ class PagedSequence:
     def held(self) -> list[int]:
         """The pages on which this sequence has a reference, in order."""
         return [page for page in self.pages if page != EVICTED]
+
+    def slots(self, start: int, stop: int) -> NDArray[np.int64]:
+        """The slots (page * page_size + offset) of positions [start, stop); negative where the page was evicted."""
+        size = self.page_size
+        positions = np.arange(start, stop, dtype=np.int64)
+        pages = np.asarray(self.pages[start // size : -(-stop // size)], dtype=np.int64)
+        return pages[positions // size - start // size] * size + positions % size
+
+    def replace(self, index: int) -> None:
+        """Put a fresh page in the place of page number `index`, whose reference somebody else goes on with.
+
+        Raises:
+            CapacityError: no page is free.
+        """
+        self.pages[index] = self.pool.allocate(1)[0]
 
     def prepare(self, count: int) -> list[int]:
         """The slots (page * page_size + offset) for the next `count` positions, allocated and owned; extends `length`.

@@ -4,13 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fieldprint import blake3
 from fieldprint.decoder import Decoder, Injection
 from fieldprint.errors import IntegrityError, VerificationError
-from fieldprint.kvcache import PagePool
+from fieldprint.kvcache import PagePool, SlotHasher
 from fieldprint.promote.fieldprint import PAGE_SIZE, Fieldprint, compute_fieldprint, token_ids_digest
 from fieldprint.verify import VerifiedAnchor
 
@@ -19,7 +21,7 @@ from fieldprint.verify import VerifiedAnchor
 class PinnedAnchor:
     """An anchor in pinned pages of one pool, with what is needed to watch and to rebuild it.
 
-    `page_digests` are BLAKE3 digests of the resident bytes, computed from the verified codes and not from the pages.
+    `digests` are BLAKE3 digests of the resident bytes, a token each, computed from the verified codes and not from the pages.
     """
 
     verified: VerifiedAnchor
@@ -27,7 +29,8 @@ class PinnedAnchor:
     root: str
     pool: PagePool
     pages: tuple[int, ...]
-    page_digests: tuple[bytes, ...]
+    digests: NDArray[np.uint8]
+    hasher: SlotHasher
 
     @property
     def num_tokens(self) -> int:
@@ -61,18 +64,19 @@ class PinnedAnchor:
         )
         return Injection(slots[:, 0], slots[:, 1], weights, operator)
 
-    def filled(self, index: int) -> int:
-        """Tokens in the anchor's page number `index`."""
-        size = self.pool.layout.page_size
-        return min(size, self.num_tokens - index * size)
+    @property
+    def slots(self) -> NDArray[np.int64]:
+        """The slots of the anchor's tokens, [A]."""
+        return np.arange(self.num_tokens, dtype=np.int64) + self.pages[0] * self.pool.layout.page_size
 
     def damaged(self) -> list[int]:
         """Indices of the anchor's pages whose bytes are not what was promoted."""
-        return [
-            index
-            for index, page in enumerate(self.pages)
-            if self.pool.digest(page, self.filled(index)) != self.page_digests[index]
-        ]
+        return self.pages_that_differ(self.hasher.now(self.slots))
+
+    def pages_that_differ(self, found: NDArray[np.uint8]) -> list[int]:
+        """Indices of the anchor's pages with a slot whose digest in `found`, [A, 32], is not the promoted one."""
+        bad = np.nonzero((found != self.digests).any(1))[0] // self.pool.layout.page_size
+        return [int(page) for page in np.unique(bad)]
 
     def rewrite(self) -> None:
         """Write the pages again from the codes, whose root is compared with the signed one first.
@@ -172,14 +176,11 @@ def promote_anchor(
 
 def _pin(verified: VerifiedAnchor, fieldprint: Fieldprint, root: str, pool: PagePool) -> PinnedAnchor:
     values = fieldprint.values(pool.layout.dtype)
-    size = pool.layout.page_size
-    digests = tuple(
-        blake3.digest(part.contiguous().view(torch.uint8).numpy().tobytes())
-        for part in values.split(size, dim=2)
-    )
-    pages = pool.allocate(len(digests), contiguous=True)
+    rows = values.permute(2, 0, 1, 3, 4).contiguous().view(torch.uint8).flatten(1).numpy()
+    digests = np.stack([np.frombuffer(blake3.digest(row.data), dtype=np.uint8) for row in rows])
+    pages = pool.allocate(-(-len(rows) // pool.layout.page_size), contiguous=True)
     pool.pin(pages)
-    pinned = PinnedAnchor(verified, fieldprint, root, pool, tuple(pages), digests)
+    pinned = PinnedAnchor(verified, fieldprint, root, pool, tuple(pages), digests, SlotHasher(pool))
     _write(pool, pinned.pages, values)
     if pinned.damaged():
         pinned.release()
