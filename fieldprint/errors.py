@@ -5,7 +5,8 @@
     ├── FormatError            bytes from outside are not the format that they claim to be
     ├── IntegrityError         bytes that are there are not the bytes that were committed
     ├── LogError               the log could not be read or written
-    │   └── LogLockedError     another process writes this log
+    │   ├── LogLockedError     another process writes this log
+    │   └── InconsistentLogError   the log contradicts itself (in commit/follower.py, with both checkpoints)
     ├── RefusalError           a witness does not cosign (in tlog/witness.py, with the HTTP status)
     ├── ModelError             a model folder is missing, incomplete or of a family that is not supported
     └── CapacityError          no room: the page pool, the anchor limit or the disk

@@ -22,7 +22,7 @@ from fieldprint.tlog.checkpoint import Checkpoint
 from fieldprint.tlog.last_signed import LastSigned
 from fieldprint.tlog.merkle import CompactRange, leaf_hash
 from fieldprint.tlog.reader import LogReader
-from fieldprint.tlog.storage import Source, Storage
+from fieldprint.tlog.storage import Storage
 from fieldprint.tlog.tile import HEIGHT, WIDTH, bundle_path, encode_bundle, tile_path
 
 
@@ -94,19 +94,6 @@ class _Edge:
                 index = (tree.tree_size >> (HEIGHT * level)) // WIDTH
                 objects[tile_path(level, index, len(hashes))] = b"".join(hashes)
         return objects
-
-
-class _Recorded:
-    """The storage, with the recorded checkpoint in place of the one that lies there."""
-
-    def __init__(self, storage: Storage, signed: bytes) -> None:
-        self.place = storage.place
-        self._storage = storage
-        self._signed = signed
-
-    def read(self, name: str) -> bytes | None:
-        """The object's bytes; None if there is none."""
-        return self._signed if name == "checkpoint" else self._storage.read(name)
 
 
 class History:
@@ -213,7 +200,7 @@ class History:
         """
 
         def prove(size: int) -> list[bytes]:
-            return self._reader(_Recorded(self._storage, signed)).consistency_proof(size)
+            return self._reader(signed).consistency_proof(size)
 
         try:
             answer = cosign(signed, prove)
@@ -226,13 +213,13 @@ class History:
             return signed, False
         return note, answer.quorum
 
-    def _reader(self, source: Source) -> LogReader:
-        return LogReader(source, [self._signer.verifier_key])
+    def _reader(self, signed: bytes | None) -> LogReader:
+        return LogReader(self._storage, [self._signer.verifier_key], signed=signed)
 
     def _take_up(self, *, create: bool, adopt: bool) -> None:
         """Compare what lies in the log with what was signed last, and make the published checkpoint that one."""
         lying, recorded = self._storage.read("checkpoint"), self._record.read(self._log)
-        published = None if lying is None else self._reader(self._storage).checkpoint()
+        published = None if lying is None else self._reader(lying).checkpoint()
         self._lying = lying
         if recorded is None:
             if published is None:
@@ -243,7 +230,7 @@ class History:
                     f"{self._record.path} does not know what was signed last for {self._storage.place}",
                     remedy="Bring that file back, or adopt the log if this is its newest state",
                 )
-        reader = self._reader(self._storage if recorded is None else _Recorded(self._storage, recorded))
+        reader = self._reader(recorded)
         checkpoint = reader.checkpoint()
         if published is not None and published.tree_size > checkpoint.tree_size:
             raise LogError(

@@ -229,18 +229,35 @@ class CompactRange:
     @classmethod
     def read(cls, tree_size: int, read: HashReader) -> "CompactRange":
         """The range over a stored tree's first entries."""
-        bits = [level for level in range(tree_size.bit_length()) if tree_size >> level & 1]
-        return cls(tree_size, [read(level, (tree_size >> level) - 1) for level in reversed(bits)])
+        tree = cls()
+        tree.extend(tree_size, read)
+        return tree
 
     def append(self, leaf: bytes) -> list[bytes]:
         """Put a leaf hash behind the others; returns the complete subtrees' hashes that this made, from level 0 up."""
-        made, value, size = [leaf], leaf, self.tree_size
-        while size & 1:
+        return self._put(leaf, 0)
+
+    def extend(self, tree_size: int, read: HashReader) -> None:
+        """Put the entries up to `tree_size` of a stored tree behind the others, by fewer than 2 log2(tree_size) hashes.
+
+        Whether the stored tree begins with the entries of this one, only the root can tell.
+        """
+        while self.tree_size < tree_size:
+            size = self.tree_size
+            level = (tree_size - size).bit_length() - 1
+            if size:
+                level = min(level, (size & -size).bit_length() - 1)
+            self._put(read(level, size >> level), level)
+
+    def _put(self, value: bytes, level: int) -> list[bytes]:
+        """Put a complete subtree behind the others, whose number is a multiple of its entries'."""
+        made, count = [value], self.tree_size >> level
+        while count & 1:
             value = sha256(b"\x01" + self.hashes.pop() + value).digest()
             made.append(value)
-            size >>= 1
+            count >>= 1
         self.hashes.append(value)
-        self.tree_size += 1
+        self.tree_size += 1 << level
         return made
 
     def copy(self) -> "CompactRange":

@@ -21,13 +21,16 @@ CACHED_TILES = 4096  # some 80 MB; the oldest goes
 class LogReader:
     """A log in a folder, at a URL or in another source, read with the keys that its checkpoint must be signed by.
 
-    Entries and proofs are those of the checkpoint that was there when the reader was made, or at `refresh`.
+    Entries and proofs are those of the checkpoint that was there when the reader was made, or at `refresh`; or those of
+    `signed`, a checkpoint of this log that somebody else has shown.
     """
 
-    def __init__(self, place: Path | str | Source, keys: Sequence[VerifierKey]) -> None:
+    def __init__(
+        self, place: Path | str | Source, keys: Sequence[VerifierKey], *, signed: bytes | None = None
+    ) -> None:
         self.source: Source = open_source(place) if isinstance(place, Path | str) else place
         self.keys = tuple(keys)
-        self.refresh()
+        self._take(self._read("checkpoint") if signed is None else signed)
 
     def refresh(self) -> None:
         """Read the checkpoint again.
@@ -36,8 +39,11 @@ class LogReader:
             LogError: there is none.
             FormatError, VerificationError: it is malformed, or no key of its log signed it.
         """
-        self._signed = self._read("checkpoint")
-        self._checkpoint = verify_checkpoint(self._signed, self.keys)
+        self._take(self._read("checkpoint"))
+
+    def _take(self, signed: bytes) -> None:
+        self._signed = signed
+        self._checkpoint = verify_checkpoint(signed, self.keys)
         self._edge: list[list[bytes]] | None = None  # the partial tiles, once they gave the root
         self._tiles: dict[tuple[int, int], list[bytes]] = {}  # full tiles, once their hash was compared
 

@@ -293,6 +293,21 @@ def test_reader_keeps_its_checkpoint_until_refreshed(tmp_path: Path) -> None:
     assert reader.checkpoint().tree_size == 530 and reader.root_hash() == reader.checkpoint().root_hash
 
 
+def test_a_reader_reads_by_a_checkpoint_that_it_is_given(tmp_path: Path) -> None:
+    path = filled(tmp_path / "log", 250)
+    signed = LogReader(path, KEYS).signed_checkpoint()
+    with LogWriter(path, SIGNER) as log:
+        log.append([entry(i) for i in range(250, 530)])
+    (path / "checkpoint").unlink()
+    reader = LogReader(path, KEYS, signed=signed)
+    assert list(reader.entries()) == [entry(i) for i in range(250)]
+    assert reader.root_hash() == reader.checkpoint().root_hash
+    with pytest.raises(LogError, match="checkpoint cannot be read"):
+        reader.refresh()
+    with pytest.raises(VerificationError):
+        LogReader(path, KEYS, signed=signed[:-5] + b"A" + signed[-4:])
+
+
 def test_a_reader_keeps_few_tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fieldprint.tlog.reader.CACHED_TILES", 2)
     reader = LogReader(filled(tmp_path / "log", 256 * 6 + 5), KEYS)

@@ -255,6 +255,21 @@ def test_compact_range_equals_the_tree_built_anew(size: int, more: int) -> None:
     assert tree.hashes == CompactRange.read(tree.tree_size, read).hashes
 
 
+@given(st.integers(0, MOST), st.integers(0, MOST))
+def test_a_compact_range_is_extended_by_the_hashes_of_a_stored_tree(size: int, stop: int) -> None:
+    names = []
+
+    def counted(level: int, index: int) -> bytes:
+        names.append((level, index))
+        return read(level, index)
+
+    tree = CompactRange.read(size, read)
+    tree.extend(stop, counted)
+    assert (tree.tree_size, tree.hashes) == (max(size, stop), CompactRange.read(max(size, stop), read).hashes)
+    covered = [i for level, index in names for i in range(index << level, (index + 1) << level)]
+    assert covered == list(range(size, stop)) and len(names) <= 2 * MOST.bit_length()
+
+
 def test_appends_make_fewer_nodes_than_entries() -> None:
     """n appends: n leaves and n - popcount(n) nodes, so each costs at most one node in the mean."""
     tree, made = CompactRange(), 0
