@@ -1,15 +1,15 @@
-"""The worker thread of the verification path: hashes pages, appends leaves, moves the committed horizon.
+"""The worker thread of the verification path: checks slots, appends leaves, moves the committed horizon.
 
-The engine hands over a `CommitJob` and goes on decoding; the worker
+The engine hands over a `CommitJob`, whose slots are being hashed, and goes on decoding; the worker
 
-1. re-hashes the pinned pages (the anchor) and compares;
-2. re-hashes every context page that the job's tokens depend on and compares with what was committed;
-3. hashes the new pages, builds one leaf a page, and appends them to the log in one batch, which returns when the
-   leaves are durable and a signed checkpoint covers them;
+1. compares the digests of the pinned slots (the anchor) with the promoted ones;
+2. compares those of every slot that the job's tokens depend on, the new ones included, with what is bound to them;
+3. builds one leaf a page and appends them to the log in one batch, which returns when the leaves are durable and a signed
+   checkpoint covers them, and follows the log: a checkpoint that does not continue its tree by these leaves is refused;
 4. for each request with a bad page, appends an abort entry instead.
 
 A pass starts after the tokens of its job were computed, so a clean pass shows that whatever they read was still what
-had been committed. One job is in flight at a time.
+is bound. One job is in flight at a time. A worker that dies, or whose log does not answer in time, is replaced by another.
 """
 
 import queue
@@ -18,38 +18,41 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fieldprint import blake3
+from fieldprint.commit.follower import LogFollower
 from fieldprint.commit.leaf import AbortEntry, Commitment, text_digest, tokens_digest
 from fieldprint.errors import FieldprintError, LogError
-from fieldprint.kvcache import PagePool
+from fieldprint.kvcache.slot_hash import Hashing
+from fieldprint.note import VerifierKey
 from fieldprint.tlog import LogWriter, leaf_hash
 
 Scalars = dict[str, str | int | bool | None]
+Digests = NDArray[np.uint8]  # [n, 32]
 
 
-@dataclass(frozen=True, slots=True)
-class PageCheck:
-    """A page of the pool whose first `filled` slots must have `digest`; `index` is its number in its sequence."""
-
-    index: int
-    page: int
-    filled: int
-    digest: bytes
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class NewPage:
-    """A page to be committed: tokens at positions [start, start + len(token_ids)), K/V of the first `filled` of them.
+    """A page to be committed: tokens at positions [start, start + len(token_ids)), and the digests of their slots.
 
-    `digest` is known already for a page of a shared prefix; else the worker computes it from `page`.
+    The answer's last token has no K/V and no digest.
     """
 
     index: int
-    page: int
-    filled: int
     start: int
     token_ids: tuple[int, ...]
-    digest: bytes | None = None
+    digests: Digests
+
+    @property
+    def digest(self) -> bytes:
+        """The page's digest: the root over its slots', or the digest of nothing where there is none."""
+        return (
+            blake3.tree_root([row.tobytes() for row in self.digests])
+            if len(self.digests)
+            else blake3.digest(b"")
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,24 +69,36 @@ class RequestTerms:
     attention: Scalars
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class RequestJob:
-    """One request's part of a job; `final_text` is set when its last page is among `new`."""
+    """One request's part of a job; `final_text` is set when its last page is among `new`.
+
+    page: the first one that is not committed. positions, slots: [n], what is checked and where it lies; expected: [n, 32], the digests that are bound to them.
+    """
 
     key: int
     terms: RequestTerms
+    page: int
     previous: str | None
-    checks: tuple[PageCheck, ...]
+    positions: NDArray[np.int64]
+    slots: NDArray[np.int64]
+    expected: Digests
     new: tuple[NewPage, ...]
     final_text: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class CommitJob:
-    """What one pass checks and commits; without requests it is a scrub of the pinned pages alone."""
+    """What one pass checks and commits.
 
-    pinned: tuple[PageCheck, ...]
-    requests: tuple[RequestJob, ...] = ()
+    pinned: [A, 32], the promoted digests of the anchor's slots. hashing: what lies there now, and then in the requests'
+    slots, in this order.
+    """
+
+    page_size: int
+    pinned: Digests
+    requests: tuple[RequestJob, ...]
+    hashing: Hashing
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +118,10 @@ class CommittedPage:
 
 @dataclass(slots=True)
 class CommitResult:
-    """What a pass found and did. Damage and a log error exclude the commitment of what depends on it."""
+    """What a pass found and did. Damage and a log error exclude the commitment of what depends on it.
+
+    damaged_pinned: page indices of the anchor. damaged: page indices by request.
+    """
 
     job: CommitJob
     committed: dict[int, list[CommittedPage]] = field(default_factory=dict)
@@ -119,134 +137,199 @@ class CommitResult:
 
 
 class Committer:
-    """The thread; `submit` one job, then `poll` or `wait` for its result."""
+    """Runs one job at a time beside the engine; `submit` it, then `poll` or `wait` for its result.
 
-    def __init__(self, pool: PagePool, log: LogWriter) -> None:
-        self._pool = pool
-        self._log = log
-        self._jobs: queue.SimpleQueue[CommitJob | None] = queue.SimpleQueue()
-        self._results: queue.SimpleQueue[CommitResult | BaseException] = queue.SimpleQueue()
-        self._busy = False
-        self._thread = threading.Thread(target=self._work, name="fieldprint-committer", daemon=True)
-        self._thread.start()
+    Args:
+        log: where leaves go.
+        timeout: seconds that an append may take.
+
+    Raises:
+        LogError: the log cannot be followed.
+    """
+
+    def __init__(self, log: LogWriter, *, timeout: float) -> None:
+        self._log, self._timeout = log, timeout
+        self._follower = LogFollower(log.source, VerifierKey.parse(log.verifier_key))
+        self._worker = _Worker(log, self._follower)
+        self._job: CommitJob | None = None
 
     @property
     def busy(self) -> bool:
         """Whether a result is still to come."""
-        return self._busy
+        return self._job is not None
 
     def submit(self, job: CommitJob) -> None:
         """Start a pass. The caller keeps references on the job's pages until its result is there."""
-        if self._busy:
+        if self._job is not None:
             raise ValueError("a job is in flight; wait for its result")
-        self._busy = True
-        self._jobs.put(job)
+        self._job = job
+        self._worker.jobs.put(job)
 
     def poll(self) -> CommitResult | None:
-        """The result if it is there."""
-        try:
-            return self._taken(self._results.get_nowait())
-        except queue.Empty:
-            return None
+        """The result if it is there; a worker that died or waits too long for the log gives one too."""
+        return self._taken(0.0)
 
     def wait(self) -> CommitResult:
-        """The result, when it is there.
-
-        Raises:
-            LogError: the worker thread died.
-        """
-        if not self._busy:
-            raise ValueError("no job is in flight")
+        """The result, when it is there."""
         while True:
-            try:
-                return self._taken(self._results.get(timeout=1.0))
-            except queue.Empty:
-                if not self._thread.is_alive():
-                    raise LogError(
-                        "the committer's thread has died", remedy="Start the engine again"
-                    ) from None
+            result = self._taken(min(1.0, self._timeout / 4))
+            if result is not None:
+                return result
 
-    def _taken(self, result: CommitResult | BaseException) -> CommitResult:
-        self._busy = False
-        if isinstance(result, BaseException):
-            raise LogError(f"the committer failed: {result!r}", remedy="Start the engine again") from result
+    def _taken(self, seconds: float) -> CommitResult | None:
+        if self._job is None:
+            raise ValueError("no job is in flight")
+        result: CommitResult | None = None
+        alive = (
+            self._worker.alive
+        )  # before the queue is looked at: what a worker leaves, it leaves before it dies
+        try:
+            result = (
+                self._worker.results.get(timeout=seconds) if seconds else self._worker.results.get_nowait()
+            )
+        except queue.Empty:
+            if not alive:
+                result = self._replaced("the committer's thread has died")
+            elif self._worker.waits_for_log > self._timeout:
+                result = self._replaced(f"the log did not answer within {self._timeout:g} s")
+        if result is not None:
+            self._job = None
         return result
 
+    def _replaced(self, what: str) -> CommitResult:
+        """The result of a job whose worker is given up; what it may still append is entries of nobody's for the next."""
+        if self._job is None:
+            raise ValueError("no job is in flight")
+        self._worker.give_up()
+        self._worker = _Worker(self._log, self._follower)
+        return CommitResult(self._job, log_error=LogError(what, remedy="Look at the log, then start again"))
+
     def close(self) -> None:
-        """End the thread, after the job in flight."""
-        self._jobs.put(None)
-        self._thread.join()
-        self._busy = False
+        """End the thread, after the job in flight; one that waits for the log longer than it may is left alone."""
+        self._worker.jobs.put(None)
+        while self._worker.alive and self._worker.waits_for_log <= self._timeout:
+            self._worker.join(min(1.0, self._timeout / 4))
+        self._worker.give_up()
+        self._job = None
+
+
+class _Worker:
+    """One thread, its queues, and how long it has been waiting for the log."""
+
+    def __init__(self, log: LogWriter, follower: LogFollower) -> None:
+        self.jobs: queue.SimpleQueue[CommitJob | None] = queue.SimpleQueue()
+        self.results: queue.SimpleQueue[CommitResult] = queue.SimpleQueue()
+        self._log, self._follower = log, follower
+        self._asked_log_at: float | None = None
+        self._given_up = False
+        self._answering = (
+            threading.Lock()
+        )  # the follower moves for a worker that was not given up, or not at all
+        self._thread = threading.Thread(target=self._work, name="fieldprint-committer", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def waits_for_log(self) -> float:
+        asked = self._asked_log_at
+        return 0.0 if asked is None else time.monotonic() - asked
+
+    def join(self, seconds: float) -> None:
+        self._thread.join(seconds)
+
+    def give_up(self) -> None:
+        with self._answering:
+            self._given_up = True
 
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
+        while (job := self.jobs.get()) is not None:
+            started = time.perf_counter()
+            result = CommitResult(job)
             try:
-                self._results.put(self._pass(job))
-            except BaseException as error:  # the engine raises it; nothing is committed
-                self._results.put(error)
+                self._pass(job, result)
+            except FieldprintError as error:
+                result.committed, result.log_error = {}, error
+            except Exception as error:  # nothing of the job is committed; the engine rolls back
+                result.committed = {}
+                result.log_error = LogError(
+                    f"the committer failed: {error!r}", remedy="Start the engine again"
+                )
+            result.seconds = time.perf_counter() - started
+            self.results.put(result)
 
-    def _pass(self, job: CommitJob) -> CommitResult:
-        started = time.perf_counter()
-        result = CommitResult(job)
-        result.damaged_pinned = self._damaged(job.pinned)
+    def _pass(self, job: CommitJob, result: CommitResult) -> None:
+        found = job.hashing.digests()
+        at = len(job.pinned)
+        result.damaged_pinned = _pages((found[:at] != job.pinned).any(1).nonzero()[0], job.page_size)
         leaves: list[tuple[int, CommittedPage]] = []
-        entries: list[bytes] = []
+        aborts: list[bytes] = []
         for request in job.requests:
-            damaged = self._damaged(request.checks)
+            bad = (found[at : at + len(request.slots)] != request.expected).any(1)
+            at += len(request.slots)
+            damaged = _pages(request.positions[bad], job.page_size)
             if damaged:
                 result.damaged[request.key] = damaged
             if damaged or result.damaged_pinned:
-                entries.append(_abort(request, result.damaged_pinned, damaged))
-                continue
-            for page in self._leaves(request):
-                leaves.append((request.key, page))
+                aborts.append(_abort(request, result.damaged_pinned, damaged))
+            else:
+                leaves += [(request.key, page) for page in _leaves(request)]
+        entries = [page.leaf for _, page in leaves] + aborts
+        if not entries:
+            return
+        first = self._append(entries)
+        for offset, (key, page) in enumerate(leaves):
+            committed = CommittedPage(page.index, page.digest, page.leaf, first + offset)
+            result.committed.setdefault(key, []).append(committed)
+
+    def _append(self, entries: list[bytes]) -> int:
+        """The index of the first entry, once the log has shown a tree with all of them in it."""
+        self._asked_log_at = time.monotonic()
         try:
-            entries = [page.leaf for _, page in leaves] + entries
-            if entries:
-                first = self._log.append(entries).first_index
-                for offset, (key, page) in enumerate(leaves):
-                    committed = CommittedPage(page.index, page.digest, page.leaf, first + offset)
-                    result.committed.setdefault(key, []).append(committed)
-        except FieldprintError as error:
-            result.log_error = error
-        result.seconds = time.perf_counter() - started
-        return result
+            appended = self._log.append(entries)
+            with self._answering:
+                if self._given_up:
+                    raise LogError("the log answered too late", remedy="Start the engine again")
+                self._follower.accept(appended, entries)
+        finally:
+            self._asked_log_at = None
+        return appended.first_index
 
-    def _damaged(self, checks: Sequence[PageCheck]) -> list[int]:
-        return [check.index for check in checks if self._digest(check.page, check.filled) != check.digest]
 
-    def _digest(self, page: int, filled: int) -> bytes:
-        return self._pool.digest(page, filled) if filled else blake3.digest(b"")
+def _pages(positions: NDArray[np.integer], page_size: int) -> list[int]:
+    return [int(page) for page in np.unique(positions // page_size)]
 
-    def _leaves(self, request: RequestJob) -> list[CommittedPage]:
-        terms, previous, pages = request.terms, request.previous, []
-        for new in request.new:
-            digest = self._digest(new.page, new.filled) if new.digest is None else new.digest
-            last = new is request.new[-1] and request.final_text is not None
-            commitment = Commitment(
-                request=terms.request,
-                page=new.index,
-                start=new.start,
-                end=new.start + len(new.token_ids),
-                prompt_len=terms.prompt_len,
-                tokens=tokens_digest(terms.salt, new.start, new.token_ids),
-                kv=digest.hex(),
-                anchor=terms.anchor,
-                fieldprint=terms.fieldprint,
-                model=terms.model,
-                sampler=terms.sampler,
-                attention=terms.attention,
-                previous=previous,
-                text=text_digest(terms.salt, request.final_text)
-                if last and request.final_text is not None
-                else None,
-            )
-            pages.append(CommittedPage(new.index, digest, commitment.to_bytes(), -1))
-            previous = pages[-1].leaf_hash
-        return pages
+
+def _leaves(request: RequestJob) -> list[CommittedPage]:
+    terms, previous, pages = request.terms, request.previous, []
+    for new in request.new:
+        last = new is request.new[-1] and request.final_text is not None
+        digest = new.digest
+        commitment = Commitment(
+            request=terms.request,
+            page=new.index,
+            start=new.start,
+            end=new.start + len(new.token_ids),
+            prompt_len=terms.prompt_len,
+            tokens=tokens_digest(terms.salt, new.start, new.token_ids),
+            kv=digest.hex(),
+            anchor=terms.anchor,
+            fieldprint=terms.fieldprint,
+            model=terms.model,
+            sampler=terms.sampler,
+            attention=terms.attention,
+            previous=previous,
+            text=text_digest(terms.salt, request.final_text)
+            if last and request.final_text is not None
+            else None,
+        )
+        pages.append(CommittedPage(new.index, digest, commitment.to_bytes(), -1))
+        previous = pages[-1].leaf_hash
+    return pages
 
 
 def _abort(request: RequestJob, pinned: Sequence[int], damaged: Sequence[int]) -> bytes:
     what = f"pinned pages {list(pinned)}" if pinned else f"context pages {list(damaged)}"
-    page = request.new[0].index if request.new else 0
-    return AbortEntry(request=request.terms.request, page=page, reason=f"damaged {what}").to_bytes()
+    return AbortEntry(request=request.terms.request, page=request.page, reason=f"damaged {what}").to_bytes()

@@ -20,7 +20,9 @@ def rebuild_pages(passes: Passes, steps: Steps, hasher: SlotHasher, row: Row, da
     size = row.sequence.page_size
     shared = 0 if row.request.prefix is None else len(row.request.prefix.tokens) // size * size
     behind = max(shared, row.resume_position())  # what comes from there on is computed again anyway
-    wanted = [index for index in sorted(set(damaged)) if index * size < behind and not _intact(hasher, row, index)]
+    wanted = [
+        index for index in sorted(set(damaged)) if index * size < behind and not _intact(hasher, row, index)
+    ]
     if not wanted:
         return
     twin = _twin(passes, row, set(wanted))

@@ -27,6 +27,8 @@ class Row:
         self.tokens = list(self.prompt)
         self.digests = np.zeros((len(self.prompt) + request.max_new_tokens, 32), dtype=np.uint8)
         self.hashed = 0
+        self.checked_at = 0  # the step at which everything bound was checked last
+        self.scrubbed = 0  # held positions that the rotation has checked since then
         if prefix is not None:
             self.take_digests(0, prefix.digests)
         self.pages: list[CommittedPage] = []
@@ -143,6 +145,7 @@ class Row:
         return RequestJob(
             self.index,
             self.terms,
+            len(self.pages),
             previous,
             positions,
             self.sequence.slots(0, self.hashed)[positions],

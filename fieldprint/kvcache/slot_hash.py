@@ -60,14 +60,18 @@ class SlotHasher:
         """Reads the memory itself, without torch's threads, so that a thread may call it while others compute."""
         source = self._pool.storage.flatten(2, 3).flatten(0, 1).flatten(2).view(torch.uint8).numpy()
         size = self._pool.layout.page_size
-        if not hasattr(self._staging, "bytes"):  # a fresh array each time would be mapped, zeroed and unmapped
+        if not hasattr(
+            self._staging, "bytes"
+        ):  # a fresh array each time would be mapped, zeroed and unmapped
             self._staging.bytes = np.empty((size, source.shape[0], source.shape[2]), dtype=np.uint8)
         staged = self._staging.bytes
         found = np.empty((len(slots), 32), dtype=np.uint8)
         for start in range(0, len(slots), size):
             part = slots[start : start + size]
             first, count = int(part[0]), len(part)
-            in_a_row = first + count <= source.shape[1] and np.array_equal(part, np.arange(first, first + count))
+            in_a_row = first + count <= source.shape[1] and np.array_equal(
+                part, np.arange(first, first + count)
+            )
             chosen = source[:, first : first + count] if in_a_row else source[:, part]
             np.copyto(staged[:count], chosen.transpose(1, 0, 2))
             for offset in range(count):
@@ -118,7 +122,7 @@ class _OnDevice:
             self._event.record(stream)
 
     def ready(self) -> bool:
-        return self._event.query()
+        return bool(self._event.query())
 
     def digests(self) -> Digests:
         self._event.synchronize()
