@@ -26,7 +26,6 @@ from fieldprint.commit.follower import LogFollower
 from fieldprint.commit.leaf import AbortEntry, Commitment, text_digest, tokens_digest
 from fieldprint.errors import FieldprintError, LogError
 from fieldprint.kvcache.slot_hash import Hashing
-from fieldprint.note import VerifierKey
 from fieldprint.tlog import LogWriter, leaf_hash
 
 Scalars = dict[str, str | int | bool | None]
@@ -141,15 +140,12 @@ class Committer:
 
     Args:
         log: where leaves go.
+        follower: of that log.
         timeout: seconds that an append may take.
-
-    Raises:
-        LogError: the log cannot be followed.
     """
 
-    def __init__(self, log: LogWriter, *, timeout: float) -> None:
-        self._log, self._timeout = log, timeout
-        self._follower = LogFollower(log.source, VerifierKey.parse(log.verifier_key))
+    def __init__(self, log: LogWriter, follower: LogFollower, *, timeout: float) -> None:
+        self._log, self._follower, self._timeout = log, follower, timeout
         self._worker = _Worker(log, self._follower)
         self._job: CommitJob | None = None
 

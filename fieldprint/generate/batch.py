@@ -70,7 +70,9 @@ class Batch:
         )
         self.observe_mass = observe_mass
         self.watch = Watch(engine.pool, anchor, self.settings)
-        self.committer = None if log is None else Committer(log, timeout=self.settings.log_timeout)
+        self.committer = None
+        if log is not None:
+            self.committer = Committer(log, engine.follower_of(log), timeout=self.settings.log_timeout)
         self.anchor_digest = None if anchor is None else anchor.verified.digest
         self.rows: list[Row] = []
         self.steps: Steps  # made by `add`, once the rows are known

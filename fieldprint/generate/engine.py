@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fieldprint.commit.follower import LogFollower
 from fieldprint.decoder import Decoder, Injection
 from fieldprint.errors import IntegrityError
 from fieldprint.generate.batch import Batch, MassObserver
@@ -16,6 +17,7 @@ from fieldprint.generate.request import (
     Prefix,
 )
 from fieldprint.kvcache import PagedSequence, PagePool
+from fieldprint.note import VerifierKey
 from fieldprint.promote import PinnedAnchor
 from fieldprint.tlog import LogWriter
 
@@ -56,6 +58,7 @@ class Engine:
         self._packed: dict[int, Decoder] = {}
         self._graphs: dict[GraphShape, DecodeGraph] = {}
         self._batch: Batch | None = None
+        self._followed: tuple[LogWriter, LogFollower] | None = None
 
     def stop(self) -> None:
         """End every request at its next token with the reason "interrupted"; what was generated is committed."""
@@ -157,6 +160,16 @@ class Engine:
             self._graphs.clear()  # its memory first
             self._graphs[shape] = DecodeGraph(self.decoder, self.pool, shape, injection)
         return self._graphs[shape]
+
+    def follower_of(self, log: LogWriter) -> LogFollower:
+        """What this engine knows of the log's tree; kept from one batch to the next, so that the log cannot change in between.
+
+        Raises:
+            LogError: the log cannot be followed.
+        """
+        if self._followed is None or self._followed[0] is not log:
+            self._followed = (log, LogFollower(log.source, VerifierKey.parse(log.verifier_key)))
+        return self._followed[1]
 
     @property
     def stopping(self) -> bool:

@@ -45,18 +45,31 @@ class SlotHasher:
         self._stream = None if device.type == "cpu" else torch.cuda.Stream(device, priority=0)
 
     def now(self, slots: Slots) -> Digests:
-        """The digests of `slots` as they are at this moment."""
-        return self._on_host(slots) if self._stream is None else self.later(slots).digests()
+        """The digests of `slots` as they are at this moment.
+
+        Raises:
+            ValueError: a slot is outside the pool.
+        """
+        return self.later(slots).digests() if self._executor is None else self.on_host(slots)
 
     def later(self, slots: Slots) -> Hashing:
-        """The digests of `slots` as they are once everything queued on the device before this call has run."""
+        """The digests of `slots` as they are once everything queued on the device before this call has run.
+
+        Raises:
+            ValueError: a slot is outside the pool.
+        """
+        if (
+            len(slots)
+            and not 0 <= slots.min() <= slots.max() < self._pool.num_pages * self._pool.layout.page_size
+        ):
+            raise ValueError(f"slots {slots.min()} to {slots.max()} are not all within the pool")
         if self._stream is not None:
             return _OnDevice(self._pool, slots, self._stream)
         if self._executor is not None:
-            return _InThread(self._executor.submit(self._on_host, slots))
+            return _InThread(self._executor.submit(self.on_host, slots))
         return _WhenAsked(self, slots)
 
-    def _on_host(self, slots: Slots) -> Digests:
+    def on_host(self, slots: Slots) -> Digests:
         """Reads the memory itself, without torch's threads, so that a thread may call it while others compute."""
         source = self._pool.storage.flatten(2, 3).flatten(0, 1).flatten(2).view(torch.uint8).numpy()
         size = self._pool.layout.page_size
@@ -89,7 +102,7 @@ class _WhenAsked:
         return True
 
     def digests(self) -> Digests:
-        return self._hasher.now(self._slots)
+        return self._hasher.on_host(self._slots)
 
 
 class _InThread:

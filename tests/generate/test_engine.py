@@ -13,7 +13,6 @@ torch = pytest.importorskip("torch")
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: E402
 
 from fieldprint.adapters.transformers import LoadedModel, load_model  # noqa: E402
-from fieldprint.commit.committer import CommitResult, Committer  # noqa: E402
 from fieldprint.errors import CapacityError, IntegrityError, LogError  # noqa: E402
 from fieldprint.generate import (  # noqa: E402
     AttentionSettings,
@@ -314,14 +313,48 @@ def test_a_log_that_stays_full_ends_with_its_error_and_loses_nothing(world: Worl
     assert len(list(reader.entries())) == size
 
 
-def test_a_dead_worker_is_an_error_and_not_a_hang(
+def test_a_dead_worker_is_replaced_and_the_text_is_the_undisturbed_one(
     world: World, log: LogWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def die(self: Committer, job: object) -> CommitResult:
-        raise RuntimeError("worker died")
+    """A thread that dies between the log's answer and its own: the leaves are there, and nobody knows."""
+    request = world.request(QUESTIONS[10], 48)
+    plain, _ = collect(world, [request], log=log)
+    whole, left = log.append, [1]
 
-    monkeypatch.setattr(Committer, "_pass", die)
-    with pytest.raises(LogError, match="worker died"):
+    def die_once(entries: Sequence[bytes]) -> Appended:
+        appended = whole(entries)
+        if left:
+            left.pop()
+            raise SystemExit
+        return appended
+
+    monkeypatch.setattr(log, "append", die_once)
+    got, events = collect(world, [request], log=log)
+    backs = [event for event in events if isinstance(event, RolledBack)]
+    assert len(backs) == 1 and "thread has died" in backs[0].reason
+    assert [p.leaf for p in got[0].pages] == [p.leaf for p in plain[0].pages]
+    assert log.tree_size > got[0].pages[-1].leaf_index >= 2 * len(got[0].pages)
+
+
+def test_a_worker_that_always_dies_is_an_error_and_not_a_hang(
+    world: World, log: LogWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(entries: Sequence[bytes]) -> Appended:
+        raise SystemExit
+
+    monkeypatch.setattr(log, "append", die)
+    with pytest.raises(LogError, match="thread has died"):
+        collect(world, [world.request(QUESTIONS[0])], log=log)
+
+
+def test_a_worker_that_fails_is_an_error_with_its_cause(
+    world: World, log: LogWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(entries: Sequence[bytes]) -> Appended:
+        raise RuntimeError("worker failed")
+
+    monkeypatch.setattr(log, "append", fail)
+    with pytest.raises(LogError, match="worker failed"):
         collect(world, [world.request(QUESTIONS[0])], log=log)
 
 

@@ -1,6 +1,6 @@
 """The pool: its laws as a state machine, digests, copy on write, and what it refuses."""
 
-import blake3
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
@@ -107,38 +107,26 @@ def test_neighbours_are_preferred() -> None:
     assert pool.allocate(3) == first  # the smallest hole that fits
 
 
-def test_digest_is_blake3_of_the_bytes_in_order() -> None:
-    pool = PagePool(LAYOUT, 2)
-    pool.storage.normal_()
-    expected = b"".join(
-        pool.storage[layer, part, 1, slot].numpy().tobytes()
-        for layer in range(2)
-        for part in range(2)
-        for slot in range(3)
-    )
-    assert pool.digest(1, 3) == blake3.blake3(expected).digest()
+def test_overbooked_pages_are_those_that_are_held_more_often_than_counted() -> None:
+    pool = PagePool(LAYOUT, 5)
+    pages = pool.allocate(4)
+    pool.share(pages[:1])
+    held = np.array([pages[0], pages[0], pages[1], pages[2]])
+    assert pool.overbooked(held).tolist() == []
+    pool.release([pages[2]])
+    assert pool.overbooked(held).tolist() == [pages[2]]
+    assert pool.allocate(1) == [pages[2]]  # given to somebody else: the count alone does not tell
+    assert pool.overbooked(np.append(held, pages[2])).tolist() == [pages[2]]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_any_flipped_bit_changes_the_digest(dtype: torch.dtype) -> None:
-    pool = PagePool(PageLayout(1, 1, 2, page_size=2, dtype=dtype), 1)
-    before = pool.digest(0)
-    raw = pool.storage.view(torch.uint8).view(-1)
-    for index in range(raw.numel()):
-        for bit in range(8):
-            raw[index] ^= 1 << bit
-            assert pool.digest(0) != before
-            raw[index] ^= 1 << bit
-    assert pool.digest(0) == before
-
-
-def test_slots_behind_the_end_do_not_count() -> None:
-    pool = PagePool(LAYOUT, 1)
-    before = pool.digest(0, 2)
-    pool.storage[:, :, 0, 2:] = float("nan")
-    assert pool.digest(0, 2) == before
-    with pytest.raises(ValueError, match="num_tokens"):
-        pool.digest(0, 5)
+def test_many_pages_are_shared_and_released_at_once() -> None:
+    pool = PagePool(PageLayout(1, 1, 1, page_size=1), 20_000)
+    pages = np.array(pool.allocate(20_000))
+    pool.share(np.concatenate([pages, pages]))
+    pool.release(pages[::-1])
+    assert pool.references(17) == 2 and pool.num_free == 0
+    pool.release(np.concatenate([pages, pages]))
+    assert pool.num_free == 20_000
 
 
 def test_no_memory_is_a_clear_error() -> None:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from safetensors.torch import save  # noqa: E402
 from fieldprint.adapters.transformers import LoadedModel, load_model  # noqa: E402
 from fieldprint.blake3.naive import naive_digest, naive_root  # noqa: E402
 from fieldprint.errors import CapacityError, FormatError, IntegrityError, VerificationError  # noqa: E402
-from fieldprint.kvcache import PagePool  # noqa: E402
+from fieldprint.kvcache import PagePool, SlotHasher  # noqa: E402
 from fieldprint.promote import Fieldprint, compute_fieldprint, promote_anchor  # noqa: E402
 from fieldprint.verify import VerifiedAnchor  # noqa: E402
 from tests.signing import signed_anchor  # noqa: E402
@@ -189,13 +190,13 @@ def test_check_5_memory_that_does_not_keep_what_is_written(
     anchor: tuple[VerifiedAnchor, Sequence[int]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole = PagePool.digest
+    whole = SlotHasher.now
 
-    def worn_out(self: PagePool, page: int, num_tokens: int | None = None) -> bytes:
-        self.storage[3, 1, page, 0, 0, 0] = 7.0
-        return whole(self, page, num_tokens)
+    def worn_out(self: SlotHasher, slots: Any) -> Any:
+        pool.slots()[slots[3], 3, 1, 0, 0] = 7.0
+        return whole(self, slots)
 
-    monkeypatch.setattr(PagePool, "digest", worn_out)
+    monkeypatch.setattr(SlotHasher, "now", worn_out)
     with pytest.raises(VerificationError) as caught:
         promote_anchor(anchor[0], model.decoder, pool, anchor[1])
     assert caught.value.check == 5
