@@ -60,7 +60,11 @@ def test_every_public_name_is_documented(name: str) -> None:
     ("page", "says"), [("docs/api.md", ["Falcon", "owner"]), ("docs/effects.md", ["final: 1.", "final: 3."])]
 )
 def test_the_example_of_the_page_runs(
-    page: str, says: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    page: str,
+    says: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     pytest.importorskip("torch")
     (source,) = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)

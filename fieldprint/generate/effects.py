@@ -114,11 +114,15 @@ class EffectsGate(Generic[T]):
                 effect is or was there.
         """
         if not self._watching:
-            raise ValueError("hold effects while the events are watched; before and after there is nothing to wait for")
+            raise ValueError(
+                "hold effects while the events are watched; before and after there is nothing to wait for"
+            )
         stream = self._streams.get(request)
         if stream is None or not 0 < upto <= stream.end:
             end = 0 if stream is None else stream.end
-            raise ValueError(f"upto must lie within 1 and {end}, the tokens of request {request} so far, not {upto}")
+            raise ValueError(
+                f"upto must lie within 1 and {end}, the tokens of request {request} so far, not {upto}"
+            )
         for effects in (stream.held, stream.released):
             if upto in effects:
                 if effects[upto] != effect:

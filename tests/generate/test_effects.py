@@ -19,6 +19,7 @@ from fieldprint.generate import (  # noqa: E402
     Dropped,
     EffectsGate,
     Engine,
+    EngineSettings,
     Event,
     Finished,
     GenerationRequest,
@@ -149,9 +150,9 @@ def test_what_comes_out_is_what_the_whole_history_says(data: st.DataObject, prom
             twin.out.append((kind, event.request, event.upto, event.effect))
         else:
             twin.history.append(event)
-        for _ in range(data.draw(st.sampled_from([0, 0, 1, 2]))):
-            request = event.request
-            upto = prompts[request] + data.draw(st.integers(0, len(gate.tokens(request))))
+        request, known = event.request, len(gate.tokens(event.request))
+        for _ in range(data.draw(st.sampled_from([0, 0, 1, 2])) if known else 0):
+            upto = prompts[request] + data.draw(st.integers(0, known))
             assert gate.hold(request, upto, f"at {upto}") == twin.hold(request, upto, f"at {upto}")
         if data.draw(st.integers(0, 40)) == 0:
             stream.close()
@@ -291,15 +292,18 @@ def model(model_folder: Path) -> LoadedModel:
 
 
 class Watched:
-    """A run of the engine whose effects are the lines of its answer so far, one every seven tokens."""
+    """A run of the engine whose effects are the lines of its answer so far, one every three tokens."""
 
     def __init__(self, model: LoadedModel, log: FaultyLog) -> None:
         self.pool = PagePool(model.decoder.page_layout(16), 64)
         verified, ids = signed_anchor(model, "Your codename is Falcon. You live in Oslo.")
         self.pinned: PinnedAnchor = promote_anchor(verified, model.decoder, self.pool, ids)
-        self.engine = Engine(model.decoder, self.pool, decode=model.decode, model=model.digest)
-        texts = ("Tell me a long story about a ship.", "Name ten animals.")
-        self.requests = [GenerationRequest(tuple(model.chat_tokens(t)), 60, salt=bytes(16)) for t in texts]
+        settings = EngineSettings(commit_interval=16)
+        self.engine = Engine(
+            model.decoder, self.pool, decode=model.decode, model=model.digest, settings=settings
+        )
+        prompt = tuple(model.chat_tokens("Tell me a story about a ship."))
+        self.requests = [GenerationRequest(prompt, 40, salt=bytes(16))]
         self.log = log
         self.gate: EffectsGate[tuple[int, ...]] = EffectsGate()
         self.out: list[Any] = []
@@ -312,7 +316,7 @@ class Watched:
             self.out.append(event)
             if isinstance(event, Provisional):
                 generated += 1
-                if event.position % 7 == 0:
+                if event.position % 3 == 0:
                     said = self.gate.tokens(event.request)
                     assert self.gate.hold(event.request, event.position + 1, said)
                 if where is not None and generated == at:
@@ -347,7 +351,7 @@ def test_effects_of_a_run_with_faults_are_those_of_one_without(model: LoadedMode
     plain = watched.of(Released)
     assert len(plain) >= 12 and not watched.of(Dropped) and watched.gate.held == ()
     for where in ("pinned", "context"):
-        watched.run(where, at=70)
+        watched.run(where, at=30)
         assert watched.of(RolledBack) and watched.of(Dropped)
         assert sorted(watched.of(Released), key=str) == sorted(plain, key=str)
         assert released_after_committed(watched.out)
@@ -358,7 +362,7 @@ def test_a_log_that_stays_full_releases_nothing_that_it_does_not_hold(
 ) -> None:
     watched = Watched(model, log)
     with pytest.raises(CapacityError):
-        watched.run(at=70, fault="full")
+        watched.run(at=30, fault="full")
     assert watched.of(Released) and released_after_committed(watched.out)
     horizon = {event.request: event.upto for event in watched.of(Committed)}
     assert all(upto > horizon[request] for request, upto, _ in watched.gate.held)
