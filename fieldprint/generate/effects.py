@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from fieldprint.errors import IntegrityError
-from fieldprint.generate.request import Committed, Event, Finished, Provisional, RolledBack
+from fieldprint.generate.request import Committed, Event, Provisional, RolledBack
 
 T = TypeVar("T")
 
