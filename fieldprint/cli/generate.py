@@ -16,10 +16,10 @@ from fieldprint.cli.cosigning import open_cosigner, warn
 from fieldprint.cli.inputs import open_model, open_policy, open_registry, open_writer, read_input
 from fieldprint.cli.options import Json, LastSignedFile, LogKey, LogPlace, ModelFolder, PolicyFile, QuorumFile
 from fieldprint.cli.output import print_result, printable
-from fieldprint.cli.stream import JsonStream, TerminalStream
 from fieldprint.errors import CapacityError
 
 if TYPE_CHECKING:
+    from fieldprint.cli.stream import JsonStream, TerminalStream
     from fieldprint.generate import Event
 
 
@@ -250,8 +250,10 @@ class _Progress:
 
 def _observer(
     stream: bool, as_json: bool, decode: Callable[[Sequence[int]], str], prompts: Sequence[str]
-) -> _Progress | JsonStream | TerminalStream:
+) -> "_Progress | JsonStream | TerminalStream":
     """What is told each event. Into a pipe or file, plain text comes only when it is final."""
+    from fieldprint.cli.stream import JsonStream, TerminalStream
+
     if stream and as_json:
         return JsonStream(decode)
     if stream and sys.stdout.isatty():
