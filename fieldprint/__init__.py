@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fieldprint.anchor import AnchorArtifact, Policy, sign_anchor
     from fieldprint.attention import paged_fieldprint_attention
     from fieldprint.errors import FieldprintError, VerificationError
-    from fieldprint.generate import Engine, GenerationRequest
+    from fieldprint.generate import EffectsGate, Engine, GenerationRequest
     from fieldprint.kvcache import PagePool
     from fieldprint.promote import PinnedAnchor, promote_anchor
     from fieldprint.registry import Registry
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AnchorArtifact",
+    "EffectsGate",
     "Engine",
     "FieldprintError",
     "GenerationRequest",
@@ -54,6 +55,7 @@ __all__ = [
 
 _HOME = {
     "AnchorArtifact": "anchor",
+    "EffectsGate": "generate",
     "Engine": "generate",
     "FieldprintError": "errors",
     "GenerationRequest": "generate",

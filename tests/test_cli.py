@@ -133,6 +133,21 @@ def test_the_main_path(folder: Path) -> None:
     assert refused.returncode == 1 and "check 6 failed" in refused.stderr
 
 
+def test_the_stream_says_what_is_final(folder: Path) -> None:
+    """What is committed, piece by piece, is the answer; the last line is the report."""
+    arguments = ("generate", "What is your codename?", "Hi.", *WRITE, "--max-new-tokens", "8")
+    *events, report = map(json.loads, done(folder, *arguments, "--stream", "--json").splitlines())
+    assert report["event"] == "report"
+    for number, answer in enumerate(report["answers"]):
+        own = [event for event in events if event["request"] == number]
+        assert own[-1]["event"] == "finished" and own[-1]["text"] == answer["text"]
+        for kind in ("provisional", "committed"):
+            assert "".join(e["text"] for e in own if e["event"] == kind) == answer["text"]
+        assert len([e for e in own if e["event"] == "provisional"]) == answer["tokens"]
+    piped = done(folder, *arguments, "--stream")  # no terminal: what is final, and nothing else
+    assert report["answers"][0]["text"] in piped and "event" not in piped and "\x1b" not in piped
+
+
 def test_revocation_refuses_the_next_request(folder: Path) -> None:
     (folder / "other.txt").write_text("Your codename is Heron.\n")
     done(folder, "anchor", "sign", "other.txt", "--key", "keys/owner.key", "--out", "b.json")

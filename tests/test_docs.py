@@ -56,15 +56,22 @@ def test_every_public_name_is_documented(name: str) -> None:
     assert f"`{name}`" in (ROOT / "docs/api.md").read_text()
 
 
-def test_the_example_of_the_api_page_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("page", "says"), [("docs/api.md", ["Falcon", "owner"]), ("docs/effects.md", ["final: 1.", "final: 3."])]
+)
+def test_the_example_of_the_page_runs(
+    page: str,
+    says: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     pytest.importorskip("torch")
-    (source,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/api.md").read_text(), re.DOTALL)
+    (source,) = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    exec(compile(source, "docs/api.md", "exec"), {})
+    exec(compile(source, page, "exec"), {})
     said = capsys.readouterr().out
-    assert "Falcon" in said and "owner" in said
+    assert all(word in said for word in says), said
 
 
 def test_the_witness_recipe_of_the_commands_page_runs(tmp_path: Path, model_folder: Path) -> None:

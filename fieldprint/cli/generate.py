@@ -5,6 +5,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +19,7 @@ from fieldprint.cli.output import print_result, printable
 from fieldprint.errors import CapacityError
 
 if TYPE_CHECKING:
+    from fieldprint.cli.stream import JsonStream, TerminalStream
     from fieldprint.generate import Event
 
 
@@ -94,6 +96,13 @@ def generate(
     ] = False,
     last_signed: LastSignedFile = None,
     quorum: QuorumFile = None,
+    stream: Annotated[
+        bool,
+        typer.Option(
+            "--stream",
+            help="Show tokens as they come, dim until they are final; with --json one object a line for each event.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Generate under a pinned anchor; every page is committed before it is final. Ctrl-C ends and commits."""
@@ -124,7 +133,7 @@ def generate(
         )
     interrupt = threading.Event()
     before = signal.signal(signal.SIGINT, _interrupter(interrupt))
-    progress = _Progress(show=not as_json and sys.stderr.isatty())
+    progress = _observer(stream, as_json, loaded.decode, prompt)
     started = time.perf_counter()
     try:
         with (
@@ -164,7 +173,8 @@ def generate(
         )
     total = sum(len(answer.result.tokens) for answer in answers)
     if as_json:
-        report = {"answers": rows, "seconds": seconds, "tokens_per_second": total / seconds}
+        report: dict[str, object] = {"event": "report"} if stream else {}
+        report |= {"answers": rows, "seconds": seconds, "tokens_per_second": total / seconds}
         print_result(report | {"warning": cosigner.shortfall or None}, True, "")
     else:
         for row in rows:
@@ -236,6 +246,19 @@ class _Progress:
         """End the line."""
         if self.show:
             sys.stderr.write("\n")
+
+
+def _observer(
+    stream: bool, as_json: bool, decode: Callable[[Sequence[int]], str], prompts: Sequence[str]
+) -> "_Progress | JsonStream | TerminalStream":
+    """What is told each event. Into a pipe or file, plain text comes only when it is final."""
+    from fieldprint.cli.stream import JsonStream, TerminalStream
+
+    if stream and as_json:
+        return JsonStream(decode)
+    if stream and sys.stdout.isatty():
+        return TerminalStream(decode, prompts)
+    return _Progress(show=not as_json and sys.stderr.isatty())
 
 
 def _interrupter(interrupt: threading.Event) -> Any:

@@ -1,5 +1,6 @@
 """Generation: prompts and a pinned anchor in, tokens out, provisional first and final once committed."""
 
+from fieldprint.generate.effects import Dropped, EffectsGate, Released
 from fieldprint.generate.engine import Engine
 from fieldprint.generate.request import (
     AttentionSettings,
@@ -17,6 +18,8 @@ from fieldprint.generate.sampling import Sampler
 __all__ = [
     "AttentionSettings",
     "Committed",
+    "Dropped",
+    "EffectsGate",
     "Engine",
     "EngineSettings",
     "Event",
@@ -24,6 +27,7 @@ __all__ = [
     "GenerationRequest",
     "GenerationResult",
     "Provisional",
+    "Released",
     "RolledBack",
     "Sampler",
 ]
