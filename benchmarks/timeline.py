@@ -55,7 +55,7 @@ def trace(steps: Iterator[object]) -> list[dict[str, Any]]:
     """The events of PROFILED steps, after WARM others, as in a Chrome trace; a MARK stands where each step is done."""
     for _ in range(WARM):
         next(steps)
-    with profile(activities=_activities()) as profiler:
+    with profile(activities=_activities(), acc_events=True) as profiler:  # else some releases of torch warn
         for _ in range(PROFILED):
             next(steps)
             with record_function(MARK):
@@ -175,7 +175,7 @@ def record(
     engine: Engine, pinned: PinnedAnchor, prompts: Sequence[Sequence[int]], cell: str
 ) -> dict[str, Any]:
     """The row of a cell: both designs under the profiler, over the pool of `engine`."""
-    with profile(activities=_activities()):  # CUPTI is there before a graph is captured
+    with profile(activities=_activities(), acc_events=True):  # CUPTI is there before a graph is captured
         torch.zeros(1, device=engine.decoder.device)
     with tempfile.TemporaryDirectory() as folder:
         signer = NoteSigner("fieldprint.local/bench", Ed25519PrivateKey.generate())

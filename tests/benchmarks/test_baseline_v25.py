@@ -53,13 +53,13 @@ def world(model_folder: Path) -> World:
     return World(model, pool, promote_anchor(verified, model.decoder, pool, tokens))
 
 
-@pytest.mark.parametrize("g", [G, 0.4])
-def test_same_tokens_as_our_engine_under_the_mixture(world: World, g: float) -> None:
+@pytest.mark.parametrize(("g", "rows"), [(G, 3), (0.4, 2)])
+def test_same_tokens_as_our_engine_under_the_mixture(world: World, g: float, rows: int) -> None:
     decoder, pool = world.model.decoder, world.pool
     engine = Engine(decoder, pool, decode=world.model.decode, model=world.model.digest)
-    steps = engine_steps(engine, world.pinned, world.prompts, TOKENS, g=g)
+    steps = engine_steps(engine, world.pinned, world.prompts[:rows], TOKENS, g=g)
     expected = [list(row) for row in zip(*steps, strict=True)]
-    answer = world.v25(g).generate(world.prompts, TOKENS)
+    answer = world.v25(g).generate(world.prompts[:rows], TOKENS)
     assert answer.tokens == expected
     assert len(answer.step_ms) == TOKENS - 1 and answer.ms_per_step > 0
     pool.check_conservation(list(world.pinned.pages))
