@@ -1,8 +1,10 @@
-"""The drawings of docs/kernel.md are what the script draws, and it cuts work the way the kernel does."""
+"""The drawings of the documentation are what the script draws, and it cuts work the way the kernel does."""
 
 import importlib.util
+import json
 import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from xml.etree import ElementTree
@@ -25,6 +27,9 @@ def load() -> ModuleType:
 
 DRAW = load()
 DRAWINGS: dict[str, str] = DRAW.drawings()
+SAMPLE = (
+    Path(__file__).parent / "benchmarks" / "timeline_sample.json"
+)  # of the demo model on a CPU, no result
 
 
 def test_every_file_is_drawn_by_the_script() -> None:
@@ -36,11 +41,59 @@ def test_file_is_what_the_script_draws(name: str) -> None:
     assert (FOLDER / name).read_text(encoding="utf-8") == DRAWINGS[name], "run `make figures`"
 
 
-@pytest.mark.parametrize("name", DRAWINGS)
+@pytest.mark.parametrize("name", [*DRAWINGS, "sample"])
 def test_drawing_is_well_formed_and_loads_nothing(name: str) -> None:
-    root = ElementTree.fromstring(DRAWINGS[name])
+    text = DRAWINGS[name] if name in DRAWINGS else DRAW.draw_timeline(json.loads(SAMPLE.read_text()))
+    root = ElementTree.fromstring(text)
     assert root.attrib["viewBox"] == f"0 0 {root.attrib['width']} {root.attrib['height']}"
-    assert not re.search(r"href|<script|@import|url\((?!#)", DRAWINGS[name])
+    assert not re.search(r"href|<script|@import|url\((?!#)", text)
+
+
+def test_timeline_is_drawn_where_one_was_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(DRAW, "TIMELINE", tmp_path / "timeline.json")
+    assert "timeline.svg" not in DRAW.drawings()
+    monkeypatch.setattr(DRAW, "TIMELINE", SAMPLE)
+    assert DRAW.drawings()["timeline.svg"] == DRAW.draw_timeline(json.loads(SAMPLE.read_text()))
+
+
+def bars(svg: str, ink: str) -> list[tuple[float, float, float]]:
+    """(y, x, width) of every bar of a colour."""
+    found = re.findall(rf'<rect x="([\d.]+)" y="([\d.]+)" width="([\d.]+)" height="12" fill="{ink}"/>', svg)
+    return [(float(y), float(x), float(width)) for x, y, width in found]
+
+
+def test_timeline_shows_each_wait_of_the_baseline_and_none_of_ours() -> None:
+    sample = json.loads(SAMPLE.read_text())
+    (row,) = sample["rows"]
+    svg, length = DRAW.draw_timeline(sample), row["peers"]["v2.5"]
+    hashed = bars(svg, DRAW.KINDS["hashing on the host"])
+    upper, lower = sorted({y for y, _, _ in hashed})  # v2.5's lines alone, one in each panel
+    spans = row["intervals"]["v2.5"]["hashing on the host"]
+    until = min(max(row["ours"], length) / DRAW.CLOSER, length)
+    assert sum(y == upper for y, _, _ in hashed) == len(spans)
+    assert sum(y == lower for y, _, _ in hashed) == sum(start < until for start, _ in spans)
+    assert all(x >= 170 and x + width <= 884.5 for _, x, width in hashed)
+    computed = bars(svg, DRAW.KINDS["attention and weights"])
+    nearest = max(y for y, _, _ in computed)  # v2.5's in the lower panel
+    assert upper < nearest < lower
+    for x, end in ((x, x + width) for y, x, width in hashed if y == lower):
+        assert not any(a < end - 0.2 and x + 0.2 < a + width for y, a, width in computed if y == nearest)
+
+
+@given(spans=st.lists(st.tuples(st.floats(0, 1e5), st.floats(0, 1e4)), max_size=9), scale=st.floats(1e-3, 1))
+def test_bars_cover_what_they_stand_for(spans: list[tuple[float, float]], scale: float) -> None:
+    ordered = sorted((start, start + length) for start, length in spans)
+    found = DRAW._pixels(ordered, scale)
+    assert all(b[0] > a[1] for a, b in pairwise(found))
+    for start, stop in ordered:
+        assert any(x - 0.1 <= start * scale and stop * scale <= end + 0.1 for x, end in found)
+
+
+@given(length=st.floats(1, 1e7))
+def test_ticks_are_few_and_round(length: float) -> None:
+    tick = DRAW._tick(length)
+    assert 3 <= length / tick <= 10
+    assert f"{tick:e}"[0] in "125"
 
 
 batches = st.lists(st.integers(0, 40), min_size=1, max_size=9)

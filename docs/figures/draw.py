@@ -1,4 +1,4 @@
-"""The drawings of docs/kernel.md and docs/ledger.md; `python docs/figures/draw.py` writes them beside itself.
+"""The drawings of the documentation; `python docs/figures/draw.py` writes them beside itself.
 
 Needs the standard library alone. Same input, same bytes: `tests/test_figures.py` compares the files with `drawings()`.
 """
@@ -16,6 +16,7 @@ from typing import Any
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER.parent.parent / "benchmarks" / "results" / "attention_gpu.json"
 LOG_RESULTS = RESULTS.with_name("log.json")
+TIMELINE = RESULTS.with_name("timeline.json")
 INK, GREY, LINE, PAPER, BAND = "#1f2933", "#5c6773", "#7b8794", "#ffffff", "#f1f4f7"
 ANCHOR, PART, DONE, OURS, PEER = "#ffc46b", "#d9c8f0", "#bfe3c6", "#0b5cad", "#c2410c"
 CONTEXT = ("#b9d8f2", "#8fbce6")  # of every other sequence
@@ -544,9 +545,97 @@ def draw_growth(result: dict[str, Any]) -> str:
     return sheet.svg()
 
 
+KINDS = {  # of intervals in a timeline, and their colours
+    "attention and weights": OURS,
+    "hashing on the device": "#7a4fb5",
+    "copy to the host": "#b7791f",
+    "hashing on the host": PEER,
+}
+DESIGNS = {"ours": "Fieldprint", "v2.5": "v2.5, synchronous"}
+CLOSER = 20  # the second panel has this part of the first one's time
+PANELS = 450  # the height of both
+
+
+def draw_timeline(result: dict[str, Any]) -> str:
+    """Of each cell: two decode steps of both designs on one scale, and their beginning from nearer."""
+    rows = [row for row in result["rows"] if "intervals" in row]
+    sheet = Sheet(
+        900, 46 + PANELS * len(rows) + 30, "When the device computes, and when it waits for the host"
+    )
+    for number, row in enumerate(rows):
+        y = 46.0 + PANELS * number
+        whole = max(row["ours"], row["peers"]["v2.5"])
+        sheet.text(
+            16,
+            y - 24,
+            f"{row['cell']}: two decode steps, and their first twentieth from nearer",
+            at="start",
+            bold=True,
+        )
+        for until in (whole, whole / CLOSER):
+            y = _draw_spans(sheet, y, row, until)
+    sheet.text(16, sheet.height - 26, "Kernels and copies that are less than 20 us apart are drawn as one; times under the profiler.",
+               at="start", size=11, ink=GREY)  # fmt: skip
+    sheet.text(16, sheet.height - 10, f"{result['device']}, torch {result['versions']['torch']}, commit "
+               f"{result['commit'][:10]}", at="start", size=10, ink=GREY)  # fmt: skip
+    return sheet.svg()
+
+
+def _draw_spans(sheet: Sheet, y: float, row: dict[str, Any], until: float) -> float:
+    """The first `until` microseconds of both designs, a line for each kind; the height behind them."""
+    left, right, step = 170, 884, 17
+    scale = (right - left) / until
+    for design, name in DESIGNS.items():
+        taken = row["ours"] if design == "ours" else row["peers"][design]
+        spans = row["intervals"][design]
+        length = min(taken, until)
+        busy = sum(max(0.0, min(stop, length) - start) for start, stop in spans["attention and weights"])
+        sheet.text(16, y + 4, name, at="start", bold=True, size=12)
+        sheet.text(left, y + 4, f"{length / 1e3:.3g} ms, of which the model runs for {100 * busy / length:.0f} %",
+                   at="start", size=11, ink=GREY)  # fmt: skip
+        y += 4
+        for kind, ink in KINDS.items():
+            y += step
+            sheet.text(16, y, kind, at="start", size=11)
+            sheet.line(left, y, round(left + length * scale, 1), y, "#dde2e7")
+            shown = [(start, min(stop, length)) for start, stop in spans[kind] if start < length]
+            for x, end in _pixels(shown, scale):
+                sheet.parts.append(
+                    f'<rect x="{left + x:g}" y="{y - 6:g}" width="{end - x:g}" height="12" fill="{ink}"/>'
+                )
+        y += step + 6
+    tick = _tick(until)
+    for index in range(math.floor(until / tick) + 1):
+        x = round(left + index * tick * scale, 1)
+        sheet.line(x, y - 8, x, y - 4)
+        sheet.text(x, y + 4, f"{index * tick / 1e3:g}", size=11)
+    sheet.text(16, y + 4, "ms", at="start", size=11)
+    return y + 31
+
+
+def _pixels(spans: Sequence[Sequence[float]], scale: float) -> list[tuple[float, float]]:
+    """Where bars begin and end, each at least half a pixel wide; what would touch is one bar."""
+    bars: list[tuple[float, float]] = []
+    for start, stop in spans:
+        x = round(start * scale, 1)
+        end = max(round(stop * scale, 1), x + 0.5)
+        if bars and x <= bars[-1][1]:
+            bars[-1] = (bars[-1][0], max(end, bars[-1][1]))
+        else:
+            bars.append((x, end))
+    return bars
+
+
+def _tick(length: float) -> float:
+    """1, 2 or 5 times a power of ten, so that at most ten of them fit."""
+    power = 10.0 ** math.floor(math.log10(length / 10))
+    return next(factor * power for factor in (1, 2, 5, 10) if length / (factor * power) <= 10)
+
+
 def drawings() -> dict[str, str]:
-    """The text of every drawing by its file's name."""
-    return {
+    """The text of every drawing by its file's name; the timeline's only where one was measured."""
+    measured = {"timeline.svg": draw_timeline(json.loads(TIMELINE.read_text()))} if TIMELINE.exists() else {}
+    return measured | {
         "units.svg": draw_units(),
         "memory.svg": draw_memory(),
         "step.svg": draw_step(),

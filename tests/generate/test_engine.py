@@ -313,6 +313,7 @@ def test_a_log_that_stays_full_ends_with_its_error_and_loses_nothing(world: Worl
     assert len(list(reader.entries())) == size
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_dead_worker_is_replaced_and_the_text_is_the_undisturbed_one(
     world: World, log: LogWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -336,6 +337,7 @@ def test_a_dead_worker_is_replaced_and_the_text_is_the_undisturbed_one(
     assert log.tree_size > got[0].pages[-1].leaf_index >= 2 * len(got[0].pages)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_worker_that_always_dies_is_an_error_and_not_a_hang(
     world: World, log: LogWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
