@@ -105,8 +105,16 @@ class V25:
         taken = [1e3 * (after - before) for before, after in pairwise(times)]
         return V25Answer([list(row) for row in zip(*found, strict=True)], taken)
 
-    def steps(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> Generator[list[int]]:
-        """One token for each prompt, step by step; the first ones come from the prefill. Raises as `generate`."""
+    def steps(
+        self,
+        prompts: Sequence[Sequence[int]],
+        new_tokens: int,
+        contexts: Sequence[PagedSequence] | None = None,
+    ) -> Generator[list[int]]:
+        """One token for each prompt, step by step; the first ones come from the prefill. Raises as `generate`.
+
+        `contexts` are what stands before the prompts, with K/V in the pool; they stay the caller's.
+        """
         if not prompts or not all(prompts) or new_tokens < 1:
             raise ValueError("prompts must hold at least one token each, and new_tokens be at least 1")
         longest = max(map(len, prompts)) + new_tokens
@@ -118,7 +126,9 @@ class V25:
         try:
             drawn = []
             for prompt in prompts:
-                sequences.append(PagedSequence(self._pool))
+                sequences.append(
+                    PagedSequence(self._pool) if contexts is None else contexts[len(sequences)].fork()
+                )
                 sequences[-1].reserve(len(prompt) + new_tokens)
             for sequence, prompt in zip(sequences, prompts, strict=True):
                 drawn.append(self._prefill(sequence, prompt))

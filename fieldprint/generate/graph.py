@@ -208,9 +208,9 @@ class DecodeGraph:
             self._step()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(
-            graph, capture_error_mode="thread_local"
-        ):  # the committer's thread goes on hashing
+        # Kernels keep the priority of the stream that they were captured on: the step's go before those that hash beside it.
+        first = torch.cuda.Stream(priority=-1)
+        with torch.cuda.graph(graph, stream=first, capture_error_mode="thread_local"):
             self._step()
         self._drawn.copy_(drawn)
         graph.replay()
