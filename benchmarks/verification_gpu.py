@@ -32,10 +32,10 @@ from fieldprint.generate import (
     Event,
     Finished,
     GenerationRequest,
-    Prefix,
     Provisional,
     RolledBack,
 )
+from fieldprint.generate.request import Prefix
 from fieldprint.kvcache import PagedSequence, PagePool, SlotHasher
 from fieldprint.promote import PinnedAnchor
 from fieldprint.tlog import LogWriter
@@ -155,7 +155,11 @@ def detection(place: Place, log: LogWriter, cell: str) -> list[dict[str, object]
                 if isinstance(event, Provisional) and event.request == 0:
                     seen += 1
                     if seen == at:
-                        page = place.pinned.pages[3] if where == "pinned" else place.engine.pages_of(0)[5]
+                        page = (
+                            place.pinned.pages[3]
+                            if where == "pinned"
+                            else place.engine.pages_of(0)[4112 // 16]
+                        )  # of generated tokens
                         torch.cuda.synchronize()
                         raw[at % 32, 1, page, 2, 0, 9] ^= 4
                         torch.cuda.synchronize()

@@ -1,7 +1,6 @@
 """What is looked at after each step: new slots are bound to their digests, pinned ones and old ones are checked again."""
 
 import math
-from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ Digests = NDArray[np.uint8]
 
 @dataclass(slots=True)
 class _Look:
-    """Slots that are being hashed: the new ones of rows, then old ones with the digests that are bound to them.
+    """Slots that are being hashed: new ones of rows, or old ones with the digests that are bound to them.
 
     rows: by index; one that was rolled back or has ended meanwhile is taken out. spans: first new position of a row, and
     how many.
@@ -37,8 +36,9 @@ class _Look:
 class Watch:
     """Binds slots to digests, and raises the `alarm` when one that was bound is not what it was.
 
-    On a GPU all slots of a step are hashed on a side stream in one go, and looked at when they are there. On a CPU new
-    slots are hashed at once, before anybody sees the step's tokens, and the others by a thread.
+    On a GPU slots are hashed on a side stream, new ones behind the step that writes them and old ones beside it, and looked
+    at when their digests are there. On a CPU new slots are hashed at once, before anybody sees the step's tokens, and old
+    ones by a thread.
 
     Args:
         pool: of the pages.
@@ -52,12 +52,12 @@ class Watch:
         if pool.storage.device.type == "cpu":
             self._thread = ThreadPoolExecutor(1, "fieldprint-scrubber")
         self.hasher = SlotHasher(pool)
-        self._scrubber = self.hasher if self._thread is None else SlotHasher(pool, self._thread)
+        self._scrubber = SlotHasher(pool, self._thread)  # apart: it does not queue behind a pass over everything
         self.pinned_slots: Slots = np.empty(0, dtype=np.int64) if anchor is None else anchor.slots
         self.pinned_digests: Digests = np.empty((0, 32), dtype=np.uint8) if anchor is None else anchor.digests
         self.alarm = False
         self.step = 0
-        self.pending: deque[_Look] = deque()
+        self.pending: list[_Look] = []
 
     def bind_chunk(self, row: Row, start: int) -> None:
         """Bind the positions from `start` on that a prefill pass has written."""
@@ -70,17 +70,19 @@ class Watch:
         self._look(flight.rows, spans, self._due(rows))
 
     def land(self, *, wait: bool = False) -> None:
-        """Take what is there, in order; with `wait`, everything."""
-        while self.pending and (wait or self.pending[0].hashing.ready()):
-            look = self.pending.popleft()
+        """Take what is there; with `wait`, everything."""
+        looks, self.pending = self.pending, []
+        for look in looks:
+            if not wait and not look.hashing.ready():
+                self.pending.append(look)
+                continue
             found, at = look.hashing.digests(), 0
             for index, (start, count) in look.spans.items():
                 row = look.rows.get(index)
                 if row is not None:
                     row.take_digests(start, found[at : at + count])
                 at += count
-            if not np.array_equal(found[at:], look.expected):
-                self.alarm = True
+            self.alarm |= not np.array_equal(found[at:], look.expected)
 
     def close(self) -> None:
         """End the thread."""
@@ -91,15 +93,17 @@ class Watch:
         self, rows: dict[int, Row], spans: dict[int, tuple[int, int]], due: list[tuple[Slots, Digests]]
     ) -> None:
         new = [rows[index].sequence.slots(start, start + count) for index, (start, count) in spans.items()]
-        old = [slots for slots, _ in due]
-        expected = np.concatenate([digests for _, digests in due] or [self.pinned_digests[:0]])
+        none = self.pinned_digests[:0]
         if self._thread is None:
-            self.pending.append(_Look(rows, spans, expected, self.hasher.later(np.concatenate(new + old))))
-            return
-        for (index, (start, _)), slots in zip(spans.items(), new, strict=True):
-            rows[index].take_digests(start, self.hasher.now(slots))
-        if old and len(self.pending) < 2:  # a thread that does not keep up looks less often
-            self.pending.append(_Look({}, {}, expected, self._scrubber.later(np.concatenate(old))))
+            self.pending.append(_Look(rows, spans, none, self.hasher.later(np.concatenate(new))))
+        else:
+            for (index, (start, _)), slots in zip(spans.items(), new, strict=True):
+                rows[index].take_digests(start, self.hasher.now(slots))
+        if due and sum(not look.spans for look in self.pending) < 2:  # who does not keep up looks less often
+            slots = np.concatenate([slots for slots, _ in due])
+            expected = np.concatenate([digests for _, digests in due])
+            hashing = self._scrubber.later(slots, behind_queue=False)
+            self.pending.append(_Look({}, {}, expected, hashing))
 
     def _due(self, rows: Sequence[Row]) -> list[tuple[Slots, Digests]]:
         """The pinned slots at their interval; and of rows that no pass has checked for 1 / budget steps, as much as may be."""

@@ -52,8 +52,12 @@ class SlotHasher:
         """
         return self.later(slots).digests() if self._executor is None else self.on_host(slots)
 
-    def later(self, slots: Slots) -> Hashing:
+    def later(self, slots: Slots, *, behind_queue: bool = True) -> Hashing:
         """The digests of `slots` as they are once everything queued on the device before this call has run.
+
+        Args:
+            slots: [n].
+            behind_queue: False lets a GPU begin at once, beside what is queued, for slots that nothing queued writes.
 
         Raises:
             ValueError: a slot is outside the pool.
@@ -64,7 +68,7 @@ class SlotHasher:
         ):
             raise ValueError(f"slots {slots.min()} to {slots.max()} are not all within the pool")
         if self._stream is not None:
-            return _OnDevice(self._pool, slots, self._stream)
+            return _OnDevice(self._pool, slots, self._stream, behind_queue=behind_queue)
         if self._executor is not None:
             return _InThread(self._executor.submit(self.on_host, slots))
         return _WhenAsked(self, slots)
@@ -121,10 +125,13 @@ class _InThread:
 class _OnDevice:
     """On a GPU: hashed on a side stream, and copied to page-locked memory of the host behind an event."""
 
-    def __init__(self, pool: PagePool, slots: Slots, stream: torch.cuda.Stream) -> None:
+    def __init__(
+        self, pool: PagePool, slots: Slots, stream: torch.cuda.Stream, *, behind_queue: bool
+    ) -> None:
         from fieldprint.blake3.pages import hash_pages
 
-        stream.wait_stream(torch.cuda.current_stream(pool.storage.device))
+        if behind_queue:
+            stream.wait_stream(torch.cuda.current_stream(pool.storage.device))
         host = torch.from_numpy(np.ascontiguousarray(slots)).pin_memory()
         with torch.cuda.stream(stream):
             indices = host.to(pool.storage.device, non_blocking=True)

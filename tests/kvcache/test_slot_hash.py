@@ -72,6 +72,7 @@ def test_slots_outside_the_pool_are_refused(device: str, bad: list[int]) -> None
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_hashing_on_a_gpu_waits_for_what_was_queued_before_and_for_nothing_after() -> None:
     pool = PagePool(LAYOUT, 10, device="cuda")
     hasher, slots = SlotHasher(pool), np.arange(40)
