@@ -138,7 +138,7 @@ class Batch:
         self.watch.close()
         self._end_lease()
         for row in self.rows:
-            row.sequence.close()
+            self._close(row)
         self.pool.release(self.scratch)
         self.scratch = []
 
@@ -358,9 +358,15 @@ class Batch:
                 row.sequence.replace(row.sequence.pages.index(page))
 
     def _overbooked(self) -> Iterator[tuple[int, list[Row]]]:
-        held = np.concatenate([np.asarray(row.sequence.held(), dtype=np.int64) for row in self.rows])
-        for page in self.pool.overbooked(held).tolist():
+        held = [np.asarray(row.sequence.held(), dtype=np.int64) for row in self.rows]
+        for page in self.pool.overbooked(np.concatenate([self.leased[:0], *held])).tolist():
             yield page, [row for row in self.rows if page in row.sequence.pages]
+
+    def _close(self, row: Row) -> None:
+        for page, holders in self._overbooked():
+            if row in holders:  # it is somebody else's by now
+                row.sequence.pages.remove(page)
+        row.sequence.close()
 
     def _finish_without_log(self) -> Iterator[Event]:
         if self.committer is None:
@@ -374,8 +380,5 @@ class Batch:
         result = GenerationResult(
             row.prompt, tokens, self.engine.text(tokens), row.reason or "", row.request.salt, tuple(row.pages)
         )
-        for page, holders in self._overbooked():
-            if row in holders:  # it is somebody else's by now
-                row.sequence.pages.remove(page)
-        row.sequence.close()
+        self._close(row)
         return Finished(row.index, result)

@@ -55,6 +55,10 @@ class PagedSequence:
         last = next((page for page in reversed(self.pages) if page != EVICTED), None)
         if start % size and count:
             page = start // size
+            if (
+                self.pool.references(self.pages[page]) == 0
+            ):  # released behind our back: what lay there is not trusted
+                self.replace(page)
             neighbour = self.pages[page - 1] if page else None
             self.pages[page] = self.pool.own(self.pages[page], after=neighbour)
             last = self.pages[page]
