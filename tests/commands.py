@@ -1,0 +1,50 @@
+"""`fieldprint` as tests run it: in this process, or in one of its own where a process is what is tested.
+
+A process takes half a second to start, and eight seconds where it loads a model's libraries; the command itself
+takes a few milliseconds. `run_here` goes through the same `main`, with the same arguments, streams and exit codes.
+"""
+
+import os
+import subprocess
+import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+COMMAND = [sys.executable, "-W", "ignore", "-m", "fieldprint.cli"]
+
+Ended = subprocess.CompletedProcess[str]
+
+
+def run_here(folder: Path, *arguments: str | Path) -> Ended:
+    """What a command said and its exit code, run in this process."""
+    from fieldprint.cli import main
+
+    given = ["fieldprint", *map(str, arguments)]
+    said, told = StringIO(), StringIO()
+    before, sys.argv = sys.argv, given
+    try:
+        with chdir(folder), redirect_stdout(said), redirect_stderr(told):
+            main()
+        code: object = 0
+    except SystemExit as stop:
+        code = stop.code or 0
+    finally:
+        sys.argv = before
+    assert isinstance(code, int), code
+    return Ended(given, code, said.getvalue(), told.getvalue())
+
+
+def run_process(folder: Path, *arguments: str | Path, before: str = "", **environment: str) -> Ended:
+    """The same of a process; `before` is Python that it runs first."""
+    script = f"{before}\nfrom fieldprint.cli import main; main()"
+    start = [sys.executable, "-W", "ignore", "-c", script] if before else COMMAND
+    return subprocess.run(
+        [*start, *map(str, arguments)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**os.environ, **environment},
+    )
