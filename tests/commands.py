@@ -12,6 +12,10 @@ from io import StringIO
 from pathlib import Path
 
 COMMAND = [sys.executable, "-W", "ignore", "-m", "fieldprint.cli"]
+NO_ROOM = (
+    "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+    "resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0}));"
+)  # no file grows beyond so many bytes
 
 Ended = subprocess.CompletedProcess[str]
 

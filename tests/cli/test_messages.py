@@ -16,13 +16,9 @@ import pytest
 from fieldprint.anchor import load_private_key
 from fieldprint.note import NoteSigner
 from fieldprint.tlog import LogWriter
-from tests.commands import COMMAND, run_process
+from tests.commands import COMMAND, NO_ROOM, run_process
 from tests.commands import run_here as cli
 
-NO_ROOM = (
-    "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-    "resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0}));"
-)
 POLICY = ("--policy", "policy.toml")
 
 
