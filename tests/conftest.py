@@ -4,11 +4,16 @@ import os
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-# Before torch is imported: its thread pools read these once.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+if TYPE_CHECKING:
+    from fieldprint.adapters.transformers import LoadedModel
+
+# Before torch is imported: its thread pools read these once. Processes side by side have one thread each: two
+# that wait for each other on busy cores take several times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 os.environ["HF_HUB_OFFLINE"] = "1"
 if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"  # kernels run in Python; read when triton is imported
@@ -53,3 +58,11 @@ def model_folder() -> Path:
     from fieldprint.adapters.model_folder import prepare_demo_model
 
     return prepare_demo_model()
+
+
+@pytest.fixture(scope="session")
+def demo_model(model_folder: Path) -> "LoadedModel":
+    """The demo model in float32, loaded once a process; nothing changes it."""
+    from fieldprint.adapters.transformers import load_model
+
+    return load_model(model_folder)
