@@ -13,8 +13,9 @@ SMALL_KERNELS := $(VENV)/bin/python -m pytest -q tests/attention/test_decode.py 
 demo: $(READY)  ## the whole story on a real model, into demo-out/
 	$(VENV)/bin/fieldprint demo
 
-test: $(READY)  ## everything that needs no GPU, in two processes of one thread; JOBS=4 for more
-	$(VENV)/bin/python -m pytest -m "not gpu and not interop" --timeout 600 -n $(JOBS) --dist worksteal
+# One thread a process: threads that wait for each other on busy cores burn several times the work.
+test: $(READY)  ## everything that needs no GPU, in two processes; JOBS=4 for more
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "not gpu and not interop" --timeout 600 -n $(JOBS) --dist worksteal
 
 lint: $(READY)  ## format, lint, types
 	$(VENV)/bin/ruff format --check .

@@ -11,9 +11,8 @@ import pytest
 if TYPE_CHECKING:
     from fieldprint.adapters.transformers import LoadedModel
 
-# Before torch is imported: its thread pools read these once. Processes side by side have one thread each: two
-# that wait for each other on busy cores take several times as long.
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+# Before torch is imported: its thread pools read these once.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ["HF_HUB_OFFLINE"] = "1"
 if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"  # kernels run in Python; read when triton is imported
