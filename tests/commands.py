@@ -39,6 +39,17 @@ def run_here(folder: Path, *arguments: str | Path) -> Ended:
     return Ended(given, code, said.getvalue(), told.getvalue())
 
 
+def make_policy_here(folder: Path) -> None:
+    """Keys of an owner and of a log, and `policy.toml`, which trusts both."""
+    for arguments in (
+        ("keys", "new", "owner"),
+        ("keys", "new", "log"),
+        ("policy", "new", "policy.toml", "--signer", "keys/owner.pub", "--log-pub", "keys/log.pub"),
+    ):
+        ended = run_here(folder, *arguments)
+        assert ended.returncode == 0, ended.stderr
+
+
 def run_process(folder: Path, *arguments: str | Path, before: str = "", **environment: str) -> Ended:
     """The same of a process; `before` is Python that it runs first."""
     script = f"{before}\nfrom fieldprint.cli import main; main()"

@@ -13,7 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fieldprint.anchor import AnchorArtifact, Envelope, load_private_key, sign_anchor
-from tests.commands import COMMAND, NO_ROOM, run_process
+from tests.commands import COMMAND, NO_ROOM, make_policy_here, run_process
 from tests.commands import run_here as cli
 
 torch = pytest.importorskip("torch")
@@ -37,9 +37,7 @@ def done(folder: Path, *arguments: str | Path) -> str:
 def folder(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
     """Keys, policy, log and a signed anchor."""
     path = tmp_path_factory.mktemp("cli")
-    done(path, "keys", "new", "owner")
-    done(path, "keys", "new", "log")
-    done(path, "policy", "new", "policy.toml", "--signer", "keys/owner.pub", "--log-pub", "keys/log.pub")
+    make_policy_here(path)
     done(path, "log", "new", "log", "--log-key", "keys/log.key")
     (path / "text.txt").write_text("Your codename is Falcon. You live in Oslo.\n")
     done(

@@ -16,7 +16,7 @@ from fieldprint.anchor import AnchorArtifact, load_private_key, sign_anchor, sig
 from fieldprint.note import NoteSigner
 from fieldprint.registry import revocation_entry
 from fieldprint.tlog import LogWriter
-from tests.commands import COMMAND, run_process
+from tests.commands import COMMAND, make_policy_here, run_process
 from tests.commands import run_here as cli
 from tests.vectors.make_vectors import NOW
 
@@ -37,12 +37,7 @@ def append(folder: Path, entries: list[bytes], name: str = "log") -> None:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Keys, a policy and a log of 600 entries."""
     path = tmp_path_factory.mktemp("cli-log")
-    for arguments in (
-        ("keys", "new", "owner"),
-        ("keys", "new", "log"),
-        ("policy", "new", "policy.toml", "--signer", "keys/owner.pub", "--log-pub", "keys/log.pub"),
-    ):
-        assert cli(path, *arguments).returncode == 0
+    make_policy_here(path)
     append(path, [b"entry %d" % i for i in range(600)])
     return path
 

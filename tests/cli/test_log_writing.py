@@ -7,21 +7,16 @@ import pytest
 from fieldprint.anchor import load_private_key
 from fieldprint.note import NoteSigner
 from fieldprint.tlog import LogWriter
+from tests.commands import make_policy_here, run_process
 from tests.commands import run_here as cli
-from tests.commands import run_process
 
 KEYS = ("--log-key", "keys/log.key")
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for arguments in (
-        ("keys", "new", "log"),
-        ("keys", "new", "owner"),
-        ("policy", "new", "p.toml", "--signer", "keys/owner.pub", "--log-pub", "keys/log.pub"),
-        ("log", "new", "log", *KEYS),
-    ):
-        assert cli(tmp_path, *arguments).returncode == 0
+    make_policy_here(tmp_path)
+    assert cli(tmp_path, "log", "new", "log", *KEYS).returncode == 0
     return tmp_path
 
 
@@ -30,12 +25,12 @@ def test_a_moved_log_is_adopted_by_command_only(folder: Path) -> None:
     (folder / "log").rename(folder / "moved")
     again = cli(folder, "log", "new", "moved", *KEYS)
     assert again.returncode == 1 and "holds a log already" in again.stderr
-    adopted = cli(folder, "log", "adopt", "moved", "--policy", "p.toml", *KEYS)
+    adopted = cli(folder, "log", "adopt", "moved", "--policy", "policy.toml", *KEYS)
     assert adopted.returncode == 0 and "adopted moved with 0 entries" in adopted.stdout
     assert (folder / "moved.last-signed").exists()
-    missing = cli(folder, "log", "adopt", "nowhere", "--policy", "p.toml", *KEYS)
+    missing = cli(folder, "log", "adopt", "nowhere", "--policy", "policy.toml", *KEYS)
     assert missing.returncode == 1 and "holds no log" in missing.stderr
-    wrong = cli(folder, "log", "adopt", "moved", "--policy", "p.toml", "--log-key", "keys/owner.key")
+    wrong = cli(folder, "log", "adopt", "moved", "--policy", "policy.toml", "--log-key", "keys/owner.key")
     assert wrong.returncode == 1 and "not the log key of the policy" in wrong.stderr
 
 
@@ -69,12 +64,14 @@ def test_a_store_without_its_record_is_bad_usage(folder: Path) -> None:
     pytest.importorskip("obstore")
     settings = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ALLOW_HTTP": "true"}
     settings |= {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_REGION": "x"}
-    adopted = run_process(folder, "log", "adopt", "s3://bucket/log", "--policy", "p.toml", *KEYS, **settings)
+    adopted = run_process(
+        folder, "log", "adopt", "s3://bucket/log", "--policy", "policy.toml", *KEYS, **settings
+    )
     assert adopted.returncode == 2 and "needs last_signed" in adopted.stderr
 
 
 def test_the_base_install_says_what_a_store_needs(folder: Path) -> None:
     missing = "import sys; sys.modules['obstore'] = None"
-    process = run_process(folder, "log", "show", "s3://b/l", "--policy", "p.toml", before=missing)
+    process = run_process(folder, "log", "show", "s3://b/l", "--policy", "policy.toml", before=missing)
     assert process.returncode == 1 and "pip install 'fieldprint[s3]'" in process.stderr, process.stderr
     assert "Traceback" not in process.stderr

@@ -16,7 +16,7 @@ import pytest
 from fieldprint.anchor import load_private_key
 from fieldprint.note import NoteSigner
 from fieldprint.tlog import LogWriter
-from tests.commands import COMMAND, NO_ROOM, run_process
+from tests.commands import COMMAND, NO_ROOM, make_policy_here, run_process
 from tests.commands import run_here as cli
 
 POLICY = ("--policy", "policy.toml")
@@ -26,12 +26,7 @@ POLICY = ("--policy", "policy.toml")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Keys, a policy and a log of three entries; no test changes them."""
     path = tmp_path_factory.mktemp("messages")
-    for arguments in (
-        ("keys", "new", "owner"),
-        ("keys", "new", "log"),
-        ("policy", "new", "policy.toml", "--signer", "keys/owner.pub", "--log-pub", "keys/log.pub"),
-    ):
-        assert cli(path, *arguments).returncode == 0
+    make_policy_here(path)
     signer = NoteSigner("fieldprint.local/log", load_private_key(path / "keys/log.key"))
     with LogWriter(path / "log", signer, create=True) as log:
         log.append([b"one", b"two", b"three"])
