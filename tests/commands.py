@@ -1,7 +1,7 @@
 """`fieldprint` as tests run it: in this process, or in one of its own where a process is what is tested.
 
-A process takes half a second to start, and eight seconds where it loads a model's libraries; the command itself
-takes a few milliseconds. `run_here` goes through the same `main`, with the same arguments, streams and exit codes.
+Starting a process takes most of the time of a command: it imports everything anew, for some also torch and a model.
+`run_here` goes through the same `main`, with the same arguments, streams and exit codes.
 """
 
 import os
