@@ -6,7 +6,8 @@
     inject.py    the damage itself, and whether it is still there
     observe.py   the reader of the events: everything final must be what came undisturbed
     run.py       one run: strike, follow, judge
-    __main__.py  as many runs as it takes; `python -m benchmarks.faults --help`
+    campaign.py  many runs: records, counts, what is a miss
+    __main__.py  the command; `python -m benchmarks.faults --help`
 
 docs/faults.md says what counts as a fault, what is left out and why.
 """
