@@ -25,7 +25,7 @@ KINDS = PINNED_KINDS | CONTEXT_KINDS | SERVICE_KINDS
 """Every kind, and how often it is drawn."""
 
 MAX_STRIKES = 12
-MAX_BURST = 8
+MAX_BURST = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ def plan_of(seed: int, kinds: Iterable[str] = KINDS) -> Plan:
 
 def _strike(chance: random.Random, kinds: Sequence[str], memory: Sequence[str]) -> Strike:
     faults = [_fault(chance, kinds)]
-    if memory and chance.random() < 0.6:  # a burst has one fault of the log or the worker at most
+    if memory and chance.random() < 0.75:  # a burst has one fault of the log or the worker at most
         faults += [_fault(chance, memory) for _ in range(chance.randint(1, MAX_BURST - 1))]
     again = _fault(chance, memory) if memory and chance.random() < 0.15 else None
     if any(fault.kind in SERVICE_KINDS for fault in faults):

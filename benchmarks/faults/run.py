@@ -83,7 +83,8 @@ class Run:
             log.honest_again()
             outcome.identical = reader.compare()
             outcome.wrong += reader.wrong
-            outcome.released, outcome.unverified = reader.released, reader.unverified
+            outcome.released = reader.released
+            outcome.unverified += reader.unverified
             self._check_receipts(reader, log)
         self._check_pages()
         outcome.seconds = time.monotonic() - started
@@ -169,11 +170,13 @@ class Run:
         request = event.request
         left = not isinstance(event, Provisional) and injector.left(struck, request)
         if isinstance(event, Committed) and left and event.upto > struck.known[request]:
+            struck.outcome = "missed"
             self.outcome.unverified += 1
             self.outcome.wrong.append(
                 f"request {request} was committed up to {event.upto} with damage since {struck.known[request]}: "
                 f"{struck.fault.kind}, {struck.what}"
             )
+            return
         if isinstance(event, RolledBack):
             struck.known[request] = min(struck.known[request], event.to)  # the damage is read again
             if not left:
@@ -256,9 +259,9 @@ def _limit(seconds: float) -> Iterator[None]:
         raise HungError(f"no end within {seconds:g} s")
 
     before = signal.signal(signal.SIGALRM, expired)
-    signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
+    timer = signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, *timer)
