@@ -118,7 +118,11 @@ def _four(quad, LANES: tl.constexpr):
 def _address(position, inner, outer_stride, inner_stride, RUN: tl.constexpr):
     """Where a position of a message lies, from the message's first: runs of RUN, `inner` of them to an outer step."""
     run = position // RUN
-    return (run // inner).to(tl.int64) * outer_stride + (run % inner).to(tl.int64) * inner_stride + position % RUN
+    return (
+        (run // inner).to(tl.int64) * outer_stride
+        + (run % inner).to(tl.int64) * inner_stride
+        + position % RUN
+    )
 
 
 @triton.jit

@@ -75,8 +75,8 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def model(model_folder: Path) -> LoadedModel:
-    return cut_model(model_folder)
+def model(demo_model: LoadedModel) -> LoadedModel:
+    return cut_model(demo_model)
 
 
 @pytest.fixture(scope="module")
