@@ -318,35 +318,38 @@ class Batch:
         """Repair the damage from what is signed or committed, then roll back what may depend on it."""
         yield from self._land_all()
         self.watch.land(wait=True)
-        for key, indices in self._replace_lost().items():
-            result.damaged[key] = sorted({*result.damaged.get(key, []), *indices})
+        self._replace_lost()
+        pinned = bool(result.damaged_pinned)
+        if self.anchor is not None and self.anchor.damaged():
+            self.anchor.rewrite()
+            pinned = True
+        rows = [row for row in self.rows if not row.finished]
+        # As it is now: more may have been damaged since the pass. What is rebuilt starts from pages that are whole.
+        damaged = {row.index: row.damaged_pages(self.watch.hasher) for row in rows}
         reasons: dict[int, str] = {}
         if result.log_error is not None:
             reasons = {job.key: f"the log refused: {result.log_error.what}" for job in result.job.requests}
-        # A page of a shared prefix is one page of several rows: all of them may have read it.
-        pages = {self.rows[key].sequence.pages[i] for key, found in result.damaged.items() for i in found}
-        for row in self.rows:
-            if row.index in result.damaged or pages.intersection(row.sequence.held()):
+        found = {self.rows[key].sequence.pages[i] for key, indices in result.damaged.items() for i in indices}
+        for row in rows:
+            # A page of a shared prefix is one page of several rows: all of them may have read it.
+            if row.index in result.damaged or damaged[row.index] or found.intersection(row.sequence.held()):
                 reasons[row.index] = "a context page was damaged"
-            if result.damaged_pinned:
+            if pinned:
                 reasons[row.index] = "a pinned page was damaged"
-        if result.damaged_pinned and self.anchor is not None:
-            self.anchor.rewrite()
-        for key, damaged in result.damaged.items():
-            rebuild_pages(self.passes, self.steps, self.watch.hasher, self.rows[key], damaged)
+        for row in rows:
+            rebuild_pages(self.passes, self.steps, self.watch.hasher, row, damaged[row.index])
         for key, reason in sorted(reasons.items()):
             row = self.rows[key]
-            if not row.finished:
-                row.roll_back()
-                yield RolledBack(key, max(row.committed, row.prompt_len), reason)
+            if row.finished:
+                continue
+            row.roll_back()
+            yield RolledBack(key, max(row.committed, row.prompt_len), reason)
 
-    def _replace_lost(self) -> dict[int, list[int]]:
-        """Fresh pages in the place of those that somebody else has released too early; by row."""
-        lost = {row.index: row.sequence.lost() for row in self.rows if not row.finished}
-        for key, indices in lost.items():
-            for index in indices:
-                self.rows[key].sequence.replace(index)
-        return {key: indices for key, indices in lost.items() if indices}
+    def _replace_lost(self) -> None:
+        """Fresh pages in the place of those that somebody else has released too early."""
+        for row in self.rows:
+            for index in row.sequence.lost():
+                row.sequence.replace(index)
 
     def _finish_without_log(self) -> Iterator[Event]:
         if self.committer is None:
