@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -174,40 +174,51 @@ def test_kernel_equals_package_for_every_number_of_chunks() -> None:
 
 
 POOLS = {
-    "demo float32": ((30, 2, 9, 16, 3, 64), torch.float32),
-    "demo bfloat16": ((30, 2, 9, 16, 3, 64), torch.bfloat16),
-    "8B bfloat16": ((32, 2, 9, 16, 8, 128), torch.bfloat16),
-    "fp8, one head": ((3, 2, 9, 16, 1, 64), torch.float8_e4m3fn),
+    "demo": ((30, 2, 9, 16, 3, 64), torch.float32),
+    "8B": ((32, 2, 9, 16, 8, 128), torch.bfloat16),
+    "fp8": ((3, 2, 9, 16, 1, 64), torch.float8_e4m3fn),
     "odd": ((3, 2, 9, 5, 3, 7), torch.float16),
+}
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "slots": slots_of,
+    "pages": pages_of,
+    "K of a layer": lambda pool: pool[1, 0],
+    "V of all layers": lambda pool: pool[:, 1].transpose(0, 1),
+    "heads first": lambda pool: pool[2, 1].permute(0, 2, 1, 3),
+    "from the second page on": lambda pool: pages_of(pool)[1:],
+    "every second slot": lambda pool: slots_of(pool)[1::2],
+    "half a page": lambda pool: pages_of(pool)[:, :, :, : pool.shape[3] // 2],
 }
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("pool", POOLS)
-def test_kernel_equals_package_in_every_layout(pool: str) -> None:
+@pytest.mark.parametrize(
+    ("pool", "layout"),
+    [
+        *(("8B", layout) for layout in LAYOUTS),
+        *((pool, layout) for pool in ("demo", "odd") for layout in ("slots", "pages")),
+        ("odd", "heads first"),
+        ("fp8", "slots"),
+    ],
+)
+def test_kernel_equals_package_in_every_layout(pool: str, layout: str) -> None:
+    """With indices in any order, some twice and some of pages that are not there."""
     shape, dtype = POOLS[pool]
-    storage = drawn(*shape[:-1], shape[-1] * dtype.itemsize).view(dtype)
-    layouts = {
-        "slots": slots_of(storage),
-        "pages": pages_of(storage),
-        "K of a layer": storage[1, 0],
-        "V of all layers": storage[:, 1].transpose(0, 1),
-        "heads first": storage[2, 1].permute(0, 2, 1, 3),
-        "from the second page on": pages_of(storage)[1:],
-        "every second slot": slots_of(storage)[1::2],
-        "half a page": pages_of(storage)[:, :, :, : shape[3] // 2],
-    }
-    for name, view in layouts.items():
-        order = torch.randperm(len(view), generator=torch.Generator().manual_seed(1)).tolist()
-        indices = [*order[:20], -1, len(view), 2**40, order[0]]
-        for chosen in (None, indices):
-            some = None if chosen is None else torch.tensor(chosen, device=DEVICE)
-            assert rows(hash_pages(view, some)) == reference(view, chosen), name
+    view = LAYOUTS[layout](drawn(*shape[:-1], shape[-1] * dtype.itemsize).view(dtype))
+    order = torch.randperm(len(view), generator=torch.Generator().manual_seed(1)).tolist()
+    check(view, [*order[:20], -1, len(view), 2**40, order[0]])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("layout", ["slots", "pages"])
+def test_kernel_hashes_all_pages_without_indices(layout: str) -> None:
+    shape, dtype = POOLS["8B"]
+    check(LAYOUTS[layout](drawn(*shape[:-1], shape[-1] * dtype.itemsize).view(dtype)))
 
 
 @pytest.mark.gpu
 def test_kernel_reads_pages_that_lie_gigabytes_apart() -> None:
-    """Layers 2^31 words apart: 12 GiB, of which 64 slots are filled."""
+    """The last layer is over 2^31 words from the first: 12 GiB, of which 64 slots are filled."""
     if torch.cuda.mem_get_info()[0] < 14 * 2**30:
         pytest.skip("needs 14 GiB of the GPU's memory")
     storage = torch.empty(64, 98304, 2048, dtype=torch.uint8, device=DEVICE)
@@ -220,12 +231,12 @@ def test_kernel_reads_pages_that_lie_gigabytes_apart() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("length", [64, 1024, 5000, 131072 + 1])
+@pytest.mark.parametrize("length", [1000, 5120])
 @pytest.mark.parametrize("count", [1, 31, 32, 33, 200])
 def test_kernel_sets_the_bits_of_what_is_not_expected(
     length: int, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "SCRATCH", 64 * 4096)  # several slices
+    monkeypatch.setattr(module, "SCRATCH", 64 * 160)  # slices of 160 messages and of 32
     pages = drawn(count, length)
     expected = hash_pages(pages)
     assert rows(expected) == reference(pages)
@@ -277,10 +288,11 @@ def test_counters_of_chunks_go_past_32_bits() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("length", [1000, 1024, 131072, 200_000])
+@pytest.mark.parametrize("length", [1000, 200_000])
 def test_graph_replay_follows_pages_indices_and_what_is_expected(length: int) -> None:
     pages, indices = drawn(50, length), torch.arange(40, device=DEVICE)
     expected = hash_pages(pages, indices)
+    verify_pages(pages, expected, indices)  # compiles
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -303,6 +315,7 @@ def test_graph_replay_follows_pages_indices_and_what_is_expected(length: int) ->
 def test_hashing_does_not_synchronize() -> None:
     pages = drawn(64, 4096)
     expected, first = hash_pages(pages), torch.arange(0, 256, 4, device=DEVICE)
+    torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
         hash_pages(pages)
