@@ -1,6 +1,7 @@
 # On a fresh machine with Python 3.11+ and make: `make demo`, `make test`. The first target fills .venv.
 PYTHON ?= python3
 VENV   ?= .venv
+JOBS   ?= 2
 PIP    := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c requirements/dev.txt
 READY  := $(VENV)/.ready
 
@@ -12,8 +13,9 @@ SMALL_KERNELS := $(VENV)/bin/python -m pytest -q tests/attention/test_decode.py 
 demo: $(READY)  ## the whole story on a real model, into demo-out/
 	$(VENV)/bin/fieldprint demo
 
-test: $(READY)  ## everything that needs no GPU
-	$(VENV)/bin/python -m pytest -m "not gpu and not interop" --timeout 600
+# One thread a process: threads that wait for each other on busy cores burn several times the work.
+test: $(READY)  ## everything that needs no GPU, in two processes; JOBS=4 for more
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "not gpu and not interop" --timeout 600 -n $(JOBS) --dist worksteal
 
 lint: $(READY)  ## format, lint, types
 	$(VENV)/bin/ruff format --check .

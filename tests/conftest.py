@@ -4,8 +4,12 @@ import os
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from fieldprint.adapters.transformers import LoadedModel
 
 # Before torch is imported: its thread pools read these once.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
@@ -53,3 +57,11 @@ def model_folder() -> Path:
     from fieldprint.adapters.model_folder import prepare_demo_model
 
     return prepare_demo_model()
+
+
+@pytest.fixture(scope="session")
+def demo_model(model_folder: Path) -> "LoadedModel":
+    """The demo model in float32, loaded once a process; nothing changes it."""
+    from fieldprint.adapters.transformers import load_model
+
+    return load_model(model_folder)

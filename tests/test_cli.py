@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from datetime import timedelta
@@ -14,6 +13,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fieldprint.anchor import AnchorArtifact, Envelope, load_private_key, sign_anchor
+from tests.commands import COMMAND, NO_ROOM, make_policy_here, run_process
+from tests.commands import run_here as cli
 
 torch = pytest.importorskip("torch")
 
@@ -24,28 +25,19 @@ R73zBCCCJNWhLAMqAAQ03SMJMu/VjZiADSuNi/7sFb8e+9Kk2xllYABRHEG810Ru
 CHVkQITs
 -----END PRIVATE KEY-----
 """  # a curve that `cryptography` names and does not support
-COMMAND = [sys.executable, "-W", "ignore", "-m", "fieldprint.cli"]
-
-
-def cli(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)], cwd=folder, capture_output=True, text=True, timeout=300, check=False
-    )
 
 
 def done(folder: Path, *arguments: str | Path) -> str:
-    process = cli(folder, *arguments)
-    assert process.returncode == 0, process.stderr
-    return process.stdout
+    ended = cli(folder, *arguments)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
     """Keys, policy, log and a signed anchor."""
     path = tmp_path_factory.mktemp("cli")
-    done(path, "keys", "new", "owner")
-    done(path, "keys", "new", "log")
-    done(path, "policy", "new", "policy.toml", "--signer", "keys/owner.pub", "--log-pub", "keys/log.pub")
+    make_policy_here(path)
     done(path, "log", "new", "log", "--log-key", "keys/log.key")
     (path / "text.txt").write_text("Your codename is Falcon. You live in Oslo.\n")
     done(
@@ -114,13 +106,15 @@ def test_the_main_path(folder: Path) -> None:
         "--g",
         "0.1",
     )
-    report = json.loads(done(folder, *arguments, "--json"))
+    generated = run_process(folder, *arguments, "--json")
+    assert generated.returncode == 0, generated.stderr
+    report = json.loads(generated.stdout)
     assert len(report["answers"]) == 2 and report["tokens_per_second"] > 0
     for answer in report["answers"]:
         verified = json.loads(done(folder, "verify", answer["receipt"], *COMMON, "--json"))
         assert verified["text"] == answer["text"] and verified["anchor"] == shown["digest"]
     both = [answer["receipt"] for answer in report["answers"]]
-    checked = done(folder, "verify", *both, "--policy", "policy.toml")
+    checked = run_process(folder, "verify", *both, "--policy", "policy.toml").stdout
     assert checked.count("verified:") == 2 and checked.count("revocation not checked") == 2
     entries = json.loads(done(folder, "log", "show", "log", "--policy", "policy.toml", "--json"))["entries"]
     assert {e["type"] for e in entries} >= {"promote", "commitment"}
@@ -172,7 +166,7 @@ def test_two_processes_on_one_log(folder: Path) -> None:
     policy = Policy.from_bytes((folder / "policy.toml").read_bytes())
     signer = NoteSigner(policy.log_key.name, load_private_key(folder / "keys/log.key"))
     with LogWriter(folder / "log", signer):
-        refused = cli(folder, "generate", "Hi.", *WRITE)
+        refused = run_process(folder, "generate", "Hi.", *WRITE)
     assert refused.returncode == 1 and "another process writes the log" in refused.stderr
 
 
@@ -291,27 +285,15 @@ def test_generating_without_the_witnesses_of_the_policy_is_a_warning(folder: Pat
 def test_a_full_disk_loses_nothing(folder: Path) -> None:
     """A limit on file size makes the log's writes fail for real; the log stays valid."""
     before = (folder / "log/checkpoint").read_bytes()
-    script = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64)); from fieldprint.cli import main; main()"
-    )
-    arguments = ["generate", "Hi.", "--anchor", "a.json", *WRITE, "--max-new-tokens", "8"]
-    process = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script, *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    arguments = ("generate", "Hi.", "--anchor", "a.json", *WRITE, "--max-new-tokens", "8")
+    process = run_process(folder, *arguments, before=NO_ROOM.format(64))
     assert process.returncode == 1 and "cannot be written" in process.stderr
     assert (folder / "log/checkpoint").read_bytes() == before
     done(folder, "log", "show", "log", "--policy", "policy.toml", "--json")
 
 
 def test_the_base_install_says_what_generating_needs(folder: Path) -> None:
-    script = "import sys; sys.modules['torch'] = None; from fieldprint.cli import main; main()"
-    command = [sys.executable, "-W", "ignore", "-c", script, "generate", "Hi.", *WRITE]
-    process = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    process = run_process(folder, "generate", "Hi.", *WRITE, before="import sys; sys.modules['torch'] = None")
     assert process.returncode == 1 and "pip install 'fieldprint[demo]'" in process.stderr, process.stderr
     assert "Traceback" not in process.stderr
 

@@ -3,42 +3,30 @@
 import json
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from io import StringIO
 from pathlib import Path
 
 import pytest
 
 from fieldprint.anchor import AnchorArtifact, Policy, load_private_key, sign_anchor
-from fieldprint.cli import main
 from fieldprint.cli.cosigning import open_cosigner
 from fieldprint.note import NoteSigner
 from fieldprint.tlog import LogProof, LogWriter, TrustPolicy, verify_log_proof
+from tests.commands import COMMAND, run_here
 from tests.vectors.make_vectors import SIGNER, story
 from tests.vectors.make_vectors import policy as receipt_policy
 
-COMMAND = [sys.executable, "-W", "ignore", "-m", "fieldprint.cli"]
 ENTRIES = [b"one", b"two \x1b[31m", b"three"]
 
 
 def cli(folder: Path, *arguments: str | Path, code: int = 0) -> str:
-    """What a command says, run in this process: starting one for each would take most of the time."""
-    said, told = StringIO(), StringIO()
-    argv, sys.argv = sys.argv, ["fieldprint", *map(str, arguments)]
-    try:
-        with chdir(folder), redirect_stdout(said), redirect_stderr(told):
-            main()
-        found: object = 0
-    except SystemExit as stop:
-        found = stop.code or 0
-    finally:
-        sys.argv = argv
-    assert found == code, told.getvalue()
-    return said.getvalue() if code == 0 or "--json" in arguments else told.getvalue()
+    """What a command says; it must end with `code`."""
+    ended = run_here(folder, *arguments)
+    assert ended.returncode == code, ended.stderr
+    return ended.stdout if code == 0 or "--json" in arguments else ended.stderr
 
 
 @pytest.fixture(scope="module")
@@ -304,13 +292,6 @@ def test_a_port_that_is_taken_is_one_line(folder: Path, quorum: Path) -> None:
     assert "Address already in use" in cli(folder, "log", "witness", *arguments, code=1)
 
 
-def run(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """The command as a process, for what it says on both streams."""
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)], cwd=folder, capture_output=True, text=True, timeout=60, check=False
-    )
-
-
 @pytest.fixture
 def revocation(folder: Path, tmp_path: Path) -> list[str | Path]:
     """`anchor revoke` under a policy that needs two witnesses."""
@@ -327,15 +308,15 @@ def test_an_unmet_quorum_is_a_warning_and_a_field(
 ) -> None:
     down = tmp_path / "down.txt"
     down.write_text(_unreachable(quorum))
-    told = run(folder, *revocation, "--quorum", down)
+    told = run_here(folder, *revocation, "--quorum", down)
     assert told.returncode == 0 and told.stdout.startswith("revoked")
     (line,) = told.stderr.splitlines()
     assert line.startswith("warning: ") and "http://127.0.0.1:1 cannot be asked" in line
     assert "2 of w.example/north, w.example/lattice" in line
-    unasked = run(folder, *revocation, "--json")
+    unasked = run_here(folder, *revocation, "--json")
     warning = json.loads(unasked.stdout)["warning"]
     assert "nobody was asked: give --quorum" in warning and warning in unasked.stderr
-    met = run(folder, *revocation, "--quorum", quorum, "--json")
+    met = run_here(folder, *revocation, "--quorum", quorum, "--json")
     assert json.loads(met.stdout)["warning"] is None and met.stderr == ""
 
 

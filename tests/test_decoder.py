@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from fieldprint.adapters.transformers import decoder_from, load_model  # noqa: E402
+from fieldprint.adapters.transformers import LoadedModel, decoder_from, load_model  # noqa: E402
 from fieldprint.attention import plan_attention  # noqa: E402
 from fieldprint.decoder import Decoder, Step  # noqa: E402
 from fieldprint.errors import ModelError  # noqa: E402
@@ -31,17 +31,16 @@ def paged_logits(decoder: Decoder, ids: list[int], pieces: list[int]) -> Any:
     return decoder.logits(torch.cat(hidden))
 
 
-def test_logits_equal_transformers_on_the_demo_model(model_folder: Path) -> None:
+def test_logits_equal_transformers_on_the_demo_model(model_folder: Path, demo_model: LoadedModel) -> None:
     import transformers
 
-    model = load_model(model_folder)
     hf = transformers.AutoModelForCausalLM.from_pretrained(
         str(model_folder), dtype=torch.float32, local_files_only=True
     )
-    ids = model.encode("In the beginning there was a text that must never change. " * 12)[:150]
+    ids = demo_model.encode("In the beginning there was a text that must never change. " * 12)[:150]
     with torch.inference_mode():
         expected = hf(torch.tensor([ids])).logits[0]
-    got = paged_logits(model.decoder, ids, [100, 33, *[1] * (len(ids) - 133)])
+    got = paged_logits(demo_model.decoder, ids, [100, 33, *[1] * (len(ids) - 133)])
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
     assert torch.equal(got.argmax(-1), expected.argmax(-1))
 

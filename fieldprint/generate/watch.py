@@ -52,7 +52,9 @@ class Watch:
         if pool.storage.device.type == "cpu":
             self._thread = ThreadPoolExecutor(1, "fieldprint-scrubber")
         self.hasher = SlotHasher(pool)
-        self._scrubber = SlotHasher(pool, self._thread)  # apart: it does not queue behind a pass over everything
+        self._scrubber = SlotHasher(
+            pool, self._thread
+        )  # apart: it does not queue behind a pass over everything
         self.pinned_slots: Slots = np.empty(0, dtype=np.int64) if anchor is None else anchor.slots
         self.pinned_digests: Digests = np.empty((0, 32), dtype=np.uint8) if anchor is None else anchor.digests
         self.alarm = False
@@ -67,7 +69,7 @@ class Watch:
         """Bind the slot that a decode step has written for each of its rows, and check old slots that are due."""
         self.step += 1
         spans = {index: (row.sequence.length - 1, 1) for index, row in flight.rows.items()}
-        self._look(flight.rows, spans, self._due(rows))
+        self._look(flight.rows, spans, self.due(rows))
 
     def land(self, *, wait: bool = False) -> None:
         """Take what is there; with `wait`, everything."""
@@ -105,7 +107,7 @@ class Watch:
             hashing = self._scrubber.later(slots, behind_queue=False)
             self.pending.append(_Look({}, {}, expected, hashing))
 
-    def _due(self, rows: Sequence[Row]) -> list[tuple[Slots, Digests]]:
+    def due(self, rows: Sequence[Row]) -> list[tuple[Slots, Digests]]:
         """The pinned slots at their interval; and of rows that no pass has checked for 1 / budget steps, as much as may be."""
         due = []
         if len(self.pinned_slots) and self.step % self._settings.scrub_interval == 0:

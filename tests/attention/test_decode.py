@@ -205,7 +205,7 @@ class Case:
         # Splits grow with the length.
         Case(batch_invariant=True, lens=(8193, 300), num_kv_heads=1, anchor=300),
         Case(batch_invariant=True, lens=(8300,), window=700, num_sinks=300, num_kv_heads=1),
-        Case(batch_invariant=True, lens=(65540,), num_kv_heads=1, group=1),
+        Case(batch_invariant=True, lens=(65540,), num_kv_heads=1, group=1, block_n=64, page_size=64),
         Case(batch_invariant=True, lens=(1100, 7), g=0.5),
         Case(merge_apart=True, lens=(300, 5, 0, 700), programs=6),
         Case(merge_apart=True, lens=(300, 5, 0, 700), programs=6, g=0.3, with_mass=False),
@@ -246,6 +246,7 @@ def test_random_shapes_equal_naive(data: st.DataObject) -> None:
         with_mass=draw(st.booleans()),
         batch_invariant=draw(st.booleans()),
         programs=draw(st.integers(1, 9)),
+        block_n=draw(st.sampled_from([16, 32])),
         merge_apart=draw(st.booleans()),
         seed=draw(st.integers(0, 2**20)),
     ).world().check()
@@ -254,7 +255,8 @@ def test_random_shapes_equal_naive(data: st.DataObject) -> None:
 @pytest.mark.parametrize("g", [None, 0.4])
 def test_batch_invariant_gives_the_same_bits_for_any_batch(g: float | None) -> None:
     """A sequence alone and among others, with few programs and with many."""
-    base = Case(lens=(600, 30, 1200, 0, 1100), anchor=20, g=g, batch_invariant=True, programs=5).world()
+    lens = (600, 30, 1200, 0, 1100)
+    base = Case(lens=lens, page_size=32, anchor=20, g=g, batch_invariant=True, programs=5, block_n=32).world()
     together = base.run()
     for row in range(5):
         for programs in (1, 3, 40):

@@ -1,11 +1,9 @@
 """`fieldprint log audit` and `fieldprint log serve` as an operator and an auditor run them."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import urllib.request
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -18,17 +16,15 @@ from fieldprint.anchor import AnchorArtifact, load_private_key, sign_anchor, sig
 from fieldprint.note import NoteSigner
 from fieldprint.registry import revocation_entry
 from fieldprint.tlog import LogWriter
+from tests.commands import COMMAND, make_policy_here, run_process
+from tests.commands import run_here as cli
 from tests.vectors.make_vectors import NOW
 
-COMMAND = [sys.executable, "-m", "fieldprint.cli"]
 ORIGIN = "fieldprint.local/log"
-
-
-def cli(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "XDG_STATE_HOME": str(folder / "state-home")}
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)], cwd=folder, capture_output=True, text=True, timeout=60, env=environment
-    )  # fmt: skip
+SERVE = (
+    *("log", "serve", "log", "--port", "0", "--token-file", "token"),
+    *("--log-key", "keys/log.key", "--policy", "policy.toml"),
+)
 
 
 def append(folder: Path, entries: list[bytes], name: str = "log") -> None:
@@ -41,24 +37,20 @@ def append(folder: Path, entries: list[bytes], name: str = "log") -> None:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Keys, a policy and a log of 600 entries."""
     path = tmp_path_factory.mktemp("cli-log")
-    for arguments in (
-        ("keys", "new", "owner"),
-        ("keys", "new", "log"),
-        ("policy", "new", "policy.toml", "--signer", "keys/owner.pub", "--log-pub", "keys/log.pub"),
-    ):
-        assert cli(path, *arguments).returncode == 0
+    make_policy_here(path)
     append(path, [b"entry %d" % i for i in range(600)])
     return path
 
 
 @pytest.fixture
-def folder(made: Path, tmp_path: Path) -> Path:
-    """A copy of it."""
+def folder(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, where audits also leave their states."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "made/state-home"))
     return shutil.copytree(made, tmp_path / "made")
 
 
 def test_an_audit_that_holds_ends_with_0_and_remembers(folder: Path) -> None:
-    first = cli(folder, "log", "audit", "log", "--policy", "policy.toml")
+    first = run_process(folder, "log", "audit", "log", "--policy", "policy.toml")
     assert first.returncode == 0, first.stderr
     assert "600 audited now" in first.stdout and "everything holds" in first.stdout
     append(folder, [b"more"])
@@ -159,22 +151,8 @@ def test_a_forged_revocation_is_found_by_whoever_first_audited_without_a_policy(
 def served(folder: Path) -> Iterator[tuple[Path, str]]:
     (folder / "token").write_text("a-token-of-these-tests\n")
     (folder / "token").chmod(0o600)
-    command = [
-        *COMMAND,
-        "log",
-        "serve",
-        "log",
-        "--port",
-        "0",
-        "--token-file",
-        "token",
-        "--log-key",
-        "keys/log.key",
-        "--policy",
-        "policy.toml",
-    ]
     with subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*COMMAND, *SERVE], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -212,22 +190,9 @@ def test_an_anchor_is_verified_with_the_revocations_of_a_served_log(served: tupl
 def test_a_token_that_others_can_read_is_refused(folder: Path) -> None:
     (folder / "token").write_text("a-token-of-these-tests\n")
     (folder / "token").chmod(0o644)
-    arguments = (
-        "log",
-        "serve",
-        "log",
-        "--port",
-        "0",
-        "--token-file",
-        "token",
-        "--log-key",
-        "keys/log.key",
-        "--policy",
-        "policy.toml",
-    )
-    run = cli(folder, *arguments)
+    run = cli(folder, *SERVE)
     assert run.returncode == 1 and "chmod 600" in run.stderr
-    run = cli(folder, *arguments[:-4])
+    run = cli(folder, *SERVE[:-4])
     assert run.returncode == 2 and "belong together" in run.stderr
 
 

@@ -1,43 +1,22 @@
 """`fieldprint log new` and `log adopt`, and where the record of the last signed checkpoint lies. No model is needed."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from fieldprint.anchor import load_private_key
-from fieldprint.cli import app
 from fieldprint.note import NoteSigner
 from fieldprint.tlog import LogWriter
+from tests.commands import make_policy_here, run_process
+from tests.commands import run_here as cli
 
-COMMAND = [sys.executable, "-W", "ignore", "-m", "fieldprint.cli"]
 KEYS = ("--log-key", "keys/log.key")
 
 
-def cli(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env={**os.environ, **environment},
-    )
-
-
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    for arguments in (
-        ("keys", "new", "log"),
-        ("keys", "new", "owner"),
-        ("policy", "new", "p.toml", "--signer", "keys/owner.pub", "--log-pub", "keys/log.pub"),
-        ("log", "new", "log", *KEYS),
-    ):
-        app(arguments, standalone_mode=False)  # in this process: nothing here is expected to fail
+def folder(tmp_path: Path) -> Path:
+    make_policy_here(tmp_path)
+    assert cli(tmp_path, "log", "new", "log", *KEYS).returncode == 0
     return tmp_path
 
 
@@ -46,12 +25,12 @@ def test_a_moved_log_is_adopted_by_command_only(folder: Path) -> None:
     (folder / "log").rename(folder / "moved")
     again = cli(folder, "log", "new", "moved", *KEYS)
     assert again.returncode == 1 and "holds a log already" in again.stderr
-    adopted = cli(folder, "log", "adopt", "moved", "--policy", "p.toml", *KEYS)
+    adopted = cli(folder, "log", "adopt", "moved", "--policy", "policy.toml", *KEYS)
     assert adopted.returncode == 0 and "adopted moved with 0 entries" in adopted.stdout
     assert (folder / "moved.last-signed").exists()
-    missing = cli(folder, "log", "adopt", "nowhere", "--policy", "p.toml", *KEYS)
+    missing = cli(folder, "log", "adopt", "nowhere", "--policy", "policy.toml", *KEYS)
     assert missing.returncode == 1 and "holds no log" in missing.stderr
-    wrong = cli(folder, "log", "adopt", "moved", "--policy", "p.toml", "--log-key", "keys/owner.key")
+    wrong = cli(folder, "log", "adopt", "moved", "--policy", "policy.toml", "--log-key", "keys/owner.key")
     assert wrong.returncode == 1 and "not the log key of the policy" in wrong.stderr
 
 
@@ -71,11 +50,12 @@ def test_a_log_that_was_deleted_is_not_begun_again(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["option", "environment"])
-def test_the_record_lies_where_it_is_told(folder: Path, how: str) -> None:
+def test_the_record_lies_where_it_is_told(folder: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if how == "option":
         made = cli(folder, "log", "new", "other", *KEYS, "--last-signed", "away/signed")
     else:
-        made = cli(folder, "log", "new", "other", *KEYS, FIELDPRINT_LAST_SIGNED="away/signed")
+        monkeypatch.setenv("FIELDPRINT_LAST_SIGNED", "away/signed")
+        made = cli(folder, "log", "new", "other", *KEYS)
     assert made.returncode == 0, made.stderr
     assert (folder / "away/signed").exists() and not (folder / "other.last-signed").exists()
 
@@ -84,13 +64,14 @@ def test_a_store_without_its_record_is_bad_usage(folder: Path) -> None:
     pytest.importorskip("obstore")
     settings = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ALLOW_HTTP": "true"}
     settings |= {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_REGION": "x"}
-    adopted = cli(folder, "log", "adopt", "s3://bucket/log", "--policy", "p.toml", *KEYS, **settings)
+    adopted = run_process(
+        folder, "log", "adopt", "s3://bucket/log", "--policy", "policy.toml", *KEYS, **settings
+    )
     assert adopted.returncode == 2 and "needs last_signed" in adopted.stderr
 
 
 def test_the_base_install_says_what_a_store_needs(folder: Path) -> None:
-    script = "import sys; sys.modules['obstore'] = None; from fieldprint.cli import main; main()"
-    command = [sys.executable, "-W", "ignore", "-c", script, "log", "show", "s3://b/l", "--policy", "p.toml"]
-    process = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    missing = "import sys; sys.modules['obstore'] = None"
+    process = run_process(folder, "log", "show", "s3://b/l", "--policy", "policy.toml", before=missing)
     assert process.returncode == 1 and "pip install 'fieldprint[s3]'" in process.stderr, process.stderr
     assert "Traceback" not in process.stderr

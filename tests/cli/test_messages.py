@@ -4,7 +4,6 @@ import json
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,30 +16,17 @@ import pytest
 from fieldprint.anchor import load_private_key
 from fieldprint.note import NoteSigner
 from fieldprint.tlog import LogWriter
+from tests.commands import COMMAND, NO_ROOM, make_policy_here, run_process
+from tests.commands import run_here as cli
 
-MAIN = "from fieldprint.cli import main; main()"
-NO_ROOM = (
-    "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-    "resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0}));"
-)
 POLICY = ("--policy", "policy.toml")
-
-
-def cli(folder: Path, *arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "ignore", "-c", before + MAIN, *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Keys, a policy and a log of three entries; no test changes them."""
     path = tmp_path_factory.mktemp("messages")
-    for arguments in (
-        ("keys", "new", "owner"),
-        ("keys", "new", "log"),
-        ("policy", "new", "policy.toml", "--signer", "keys/owner.pub", "--log-pub", "keys/log.pub"),
-    ):
-        assert cli(path, *arguments).returncode == 0
+    make_policy_here(path)
     signer = NoteSigner("fieldprint.local/log", load_private_key(path / "keys/log.key"))
     with LogWriter(path / "log", signer, create=True) as log:
         log.append([b"one", b"two", b"three"])
@@ -95,11 +81,11 @@ def test_an_interrupted_audit_says_how_far_it_came(folder: Path, tmp_path: Path)
         "a.Audit.run = stopped\n"
     )
     arguments = ("log", "audit", "log", *POLICY, "--state", str(tmp_path / "state"))
-    run = cli(folder, *arguments, "--json", before=interrupt)
+    run = run_process(folder, *arguments, "--json", before=interrupt)
     said = json.loads(run.stdout)
     assert run.returncode == 130 and "stopped at 3 of 3" in run.stderr
     assert (said["ok"], said["check"], said["position"]) == (False, None, 3) and "stopped at" in said["error"]
-    text = cli(folder, *arguments, "--restart", before=interrupt)
+    text = run_process(folder, *arguments, "--restart", before=interrupt)
     assert text.returncode == 130 and "stopped at 3 of 3" in text.stderr and text.stdout == ""
 
 
@@ -113,10 +99,10 @@ def test_a_file_that_could_not_be_written_does_not_block_the_next_try(folder: Pa
         "proof": ("log", "proof", "log", "0", *POLICY, "-o", str(tmp_path / "p")),
     }
     for arguments in made.values():
-        full = cli(folder, *arguments, before=NO_ROOM.format(16))
+        full = run_process(folder, *arguments, before=NO_ROOM.format(16))
         assert full.returncode == 1 and "cannot be written: File too large" in full.stderr
         assert str(tmp_path) in full.stderr and list(tmp_path.iterdir()) == []
-    half = cli(folder, *made["keys"], before=NO_ROOM.format(115))  # the private key has 119 bytes
+    half = run_process(folder, *made["keys"], before=NO_ROOM.format(115))  # the private key has 119 bytes
     assert half.returncode == 1 and list(tmp_path.iterdir()) == []
     for arguments in made.values():
         assert cli(folder, *arguments).returncode == 0
@@ -136,7 +122,7 @@ def test_what_cannot_be_listened_on_is_named(folder: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_server_that_is_ended_says_stopped(folder: Path, number: int) -> None:
-    command = [sys.executable, "-W", "ignore", "-c", MAIN, "log", "serve", "log", "--port", "0"]
+    command = [*COMMAND, "log", "serve", "log", "--port", "0"]
     with subprocess.Popen(
         command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:

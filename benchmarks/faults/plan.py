@@ -1,0 +1,79 @@
+"""A seed becomes a plan: which faults strike after how many events, one by one and in bursts."""
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+PINNED_KINDS = {"bit flip in a pinned page": 12, "swapped anchor": 6}
+CONTEXT_KINDS = {
+    "bit flip in a committed page": 14,
+    "bit flip in the newest page": 14,
+    "swapped pages of one request": 9,
+    "swapped pages of two requests": 9,
+    "zeroed page": 10,
+    "stale page": 9,
+    "page freed too early": 6,
+}
+SERVICE_KINDS = {
+    "log refuses": 4,
+    "log hangs": 1,
+    "log forks": 4,
+    "log lies": 6,
+    "worker killed": 4,
+}
+KINDS = PINNED_KINDS | CONTEXT_KINDS | SERVICE_KINDS
+"""Every kind, and how often it is drawn."""
+
+MAX_STRIKES = 12
+MAX_BURST = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One fault of a plan; `seed` draws where it strikes among what is there by then."""
+
+    kind: str
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Strike:
+    """Faults that strike at one event: the first one `wait` tokens after the engine has got over the last strike.
+
+    again: one more while the engine is rolling back.
+    """
+
+    wait: int
+    faults: tuple[Fault, ...]
+    again: Fault | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one run has to get over."""
+
+    seed: int
+    strikes: tuple[Strike, ...]
+
+
+def plan_of(seed: int, kinds: Iterable[str] = KINDS) -> Plan:
+    """The plan of a seed, always the same; drawn from `kinds` alone."""
+    chance = random.Random(f"fieldprint fault plan {seed}")  # noqa: S311
+    kinds = list(kinds)
+    memory = [kind for kind in kinds if kind not in SERVICE_KINDS]
+    return Plan(seed, tuple(_strike(chance, kinds, memory) for _ in range(MAX_STRIKES)))
+
+
+def _strike(chance: random.Random, kinds: Sequence[str], memory: Sequence[str]) -> Strike:
+    faults = [_fault(chance, kinds)]
+    if memory and chance.random() < 0.6:  # a burst has one fault of the log or the worker at most
+        faults += [_fault(chance, memory) for _ in range(chance.randint(1, MAX_BURST - 1))]
+    again = _fault(chance, memory) if memory and chance.random() < 0.15 else None
+    if any(fault.kind in SERVICE_KINDS for fault in faults):
+        again = None  # three passes in a row may fail, and these two would be too many
+    return Strike(chance.randrange(24), tuple(faults), again)
+
+
+def _fault(chance: random.Random, kinds: Sequence[str]) -> Fault:
+    (kind,) = chance.choices(kinds, [KINDS[kind] for kind in kinds])
+    return Fault(kind, chance.getrandbits(32))
