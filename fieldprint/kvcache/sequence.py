@@ -50,12 +50,15 @@ class PagedSequence:
         return pages[positions // size - start // size] * size + positions % size
 
     def replace(self, index: int) -> None:
-        """Put a fresh page, whose content is anything, in the place of page number `index`.
+        """Put a fresh page in the place of page number `index`, filled with what no K/V is (NaN).
+
+        A page that was used before may hold just what was lost, while something was computed from what lay there instead.
 
         Raises:
             CapacityError: no page is free.
         """
         (page,) = self.pool.allocate(1)
+        self.pool.storage[:, :, page] = float("nan")
         self._release([index])
         self._put(index, page)
 

@@ -139,6 +139,7 @@ def test_a_page_that_was_freed_behind_its_back_is_lost_and_stays_with_its_new_ow
     twin.close()
     sequence.replace(1)
     assert sequence.lost() == [] and (sequence.pages[1] != page) == taken
+    assert pool.storage[:, :, sequence.pages[1]].isnan().all()
     pool.release([sequence.pages[2]])
     sequence.truncate(2 * SIZE)  # the lost page is not released again
     sequence.close()
