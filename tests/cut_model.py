@@ -1,15 +1,13 @@
 """The first layers of the demo model: real weights at a tenth of the time, for what does not depend on what is said."""
 
 from dataclasses import replace
-from pathlib import Path
 
-from fieldprint.adapters.transformers import LoadedModel, load_model
+from fieldprint.adapters.transformers import LoadedModel
 from fieldprint.decoder import Decoder
 
 
-def cut_model(folder: Path, num_layers: int = 3) -> LoadedModel:
-    """The model in `folder` with its first layers only."""
-    model = load_model(folder)
+def cut_model(model: LoadedModel, num_layers: int = 3) -> LoadedModel:
+    """The model with its first layers only."""
     d = model.decoder
     config = replace(d.config, num_layers=num_layers)
     cut = Decoder(

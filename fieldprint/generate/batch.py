@@ -80,7 +80,6 @@ class Batch:
         self.scratch: list[int] = []  # the page that padding writes to
         self.leased = np.empty(0, dtype=np.int64)  # pages on which the job in flight has a reference
         self.faults = 0
-        self.damaged_before: set[int] = set()  # pages that were repaired once
 
     def add(self, requests: Sequence[GenerationRequest]) -> None:
         """Open a row for each request, with pages for its whole life where no window bounds it."""
@@ -138,7 +137,7 @@ class Batch:
         self.watch.close()
         self._end_lease()
         for row in self.rows:
-            self._close(row)
+            row.sequence.close()
         self.pool.release(self.scratch)
         self.scratch = []
 
@@ -264,7 +263,7 @@ class Batch:
         """Start a pass over the pinned slots and all that new leaves depend on; or over `everything` that is held."""
         if self.committer is None:
             return
-        self._replace_overbooked()
+        self._replace_lost()  # the pass finds that what is bound is not there
         jobs = []
         for row in self.rows:
             new = not row.finished and row.complete_pages() > len(row.pages)
@@ -319,54 +318,38 @@ class Batch:
         """Repair the damage from what is signed or committed, then roll back what may depend on it."""
         yield from self._land_all()
         self.watch.land(wait=True)
+        self._replace_lost()
+        pinned = bool(result.damaged_pinned)
+        if self.anchor is not None and self.anchor.damaged():
+            self.anchor.rewrite()
+            pinned = True
+        rows = [row for row in self.rows if not row.finished]
+        # As it is now: more may have been damaged since the pass. What is rebuilt starts from pages that are whole.
+        damaged = {row.index: row.damaged_pages(self.watch.hasher) for row in rows}
         reasons: dict[int, str] = {}
         if result.log_error is not None:
             reasons = {job.key: f"the log refused: {result.log_error.what}" for job in result.job.requests}
-        # A page of a shared prefix is one page of several rows: all of them may have read it.
-        pages = {self.rows[key].sequence.pages[i] for key, found in result.damaged.items() for i in found}
-        for row in self.rows:
-            if row.index in result.damaged or pages.intersection(row.sequence.held()):
+        found = {self.rows[key].sequence.pages[i] for key, indices in result.damaged.items() for i in indices}
+        for row in rows:
+            # A page of a shared prefix is one page of several rows: all of them may have read it.
+            if row.index in result.damaged or damaged[row.index] or found.intersection(row.sequence.held()):
                 reasons[row.index] = "a context page was damaged"
-            if result.damaged_pinned:
+            if pinned:
                 reasons[row.index] = "a pinned page was damaged"
-        if result.damaged_pinned and self.anchor is not None:
-            self.anchor.rewrite()
-        for key, damaged in result.damaged.items():
-            self._give_up_twice_damaged(self.rows[key], damaged)
-            rebuild_pages(self.passes, self.steps, self.watch.hasher, self.rows[key], damaged)
+        for row in rows:
+            rebuild_pages(self.passes, self.steps, self.watch.hasher, row, damaged[row.index])
         for key, reason in sorted(reasons.items()):
             row = self.rows[key]
-            if not row.finished:
-                row.roll_back()
-                yield RolledBack(key, max(row.committed, row.prompt_len), reason)
+            if row.finished:
+                continue
+            row.roll_back()
+            yield RolledBack(key, max(row.committed, row.prompt_len), reason)
 
-    def _give_up_twice_damaged(self, row: Row, damaged: Sequence[int]) -> None:
-        """A page that is damaged again is bad memory, or somebody else's: the row takes another, and nobody gets this one."""
-        for index in damaged:
-            page = row.sequence.pages[index]
-            if page in self.damaged_before:
+    def _replace_lost(self) -> None:
+        """Fresh pages in the place of those that somebody else has released too early."""
+        for row in self.rows:
+            for index in row.sequence.lost():
                 row.sequence.replace(index)
-            self.damaged_before.add(page)
-
-    def _replace_overbooked(self) -> None:
-        """Fresh pages for rows that hold a page which was released too early; whoever was given it keeps it.
-
-        What lay there is not what is bound, so that the pass which follows finds it as damage.
-        """
-        for page, holders in self._overbooked():
-            for row in holders[: len(holders) - self.pool.references(page)]:
-                row.sequence.replace(row.sequence.pages.index(page))
-
-    def _overbooked(self) -> Iterator[tuple[int, list[Row]]]:
-        held = [np.asarray(row.sequence.held(), dtype=np.int64) for row in self.rows]
-        for page in self.pool.overbooked(np.concatenate([self.leased[:0], *held])).tolist():
-            yield page, [row for row in self.rows if page in row.sequence.pages]
-
-    def _close(self, row: Row) -> None:
-        for page, holders in self._overbooked():
-            if row in holders:  # it is somebody else's by now
-                row.sequence.pages.remove(page)
-        row.sequence.close()
 
     def _finish_without_log(self) -> Iterator[Event]:
         if self.committer is None:
@@ -380,5 +363,5 @@ class Batch:
         result = GenerationResult(
             row.prompt, tokens, self.engine.text(tokens), row.reason or "", row.request.salt, tuple(row.pages)
         )
-        self._close(row)
+        row.sequence.close()
         return Finished(row.index, result)

@@ -60,7 +60,7 @@ def _is_bound(hasher: SlotHasher, row: Row, index: int, sequence: PagedSequence)
 def _twin(passes: Passes, row: Row, damaged: set[int]) -> PagedSequence:
     """A sequence that shares the row's pages up to the place where the replay starts."""
     size = row.sequence.page_size
-    first = min(damaged) * size
+    first = min([*damaged, *row.sequence.lost()]) * size
     places = sorted(
         {a for a, _ in row.chunks if a <= first} | ({first} if first >= row.prompt_len else set())
     )
@@ -71,11 +71,7 @@ def _twin(passes: Passes, row: Row, damaged: set[int]) -> PagedSequence:
             seen += range(-(-min(place, passes.num_sinks) // size))
         pages = row.sequence.pages
         if place % size == 0 and all(pages[i] != EVICTED and i not in damaged for i in seen):
-            twin = PagedSequence(row.sequence.pool)
-            twin.pages = pages[: place // size]
-            twin.length = place
-            twin.pool.share(twin.held())
-            return twin
+            return row.sequence.fork(place)
     return PagedSequence(row.sequence.pool)
 
 

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from fieldprint.commit.committer import CommittedPage, NewPage, RequestJob, RequestTerms
 from fieldprint.generate.request import GenerationRequest
-from fieldprint.kvcache import PagedSequence, PagePool
+from fieldprint.kvcache import PagedSequence, PagePool, SlotHasher
 
 
 class Row:
@@ -30,7 +30,8 @@ class Row:
         self.checked_at = 0  # the step at which everything bound was checked last
         self.scrubbed = 0  # held positions that the rotation has checked since then
         if prefix is not None:
-            self.take_digests(0, prefix.digests)
+            self.hashed = len(prefix.tokens)
+            self.digests[: self.hashed] = prefix.digests
         self.pages: list[CommittedPage] = []
         self.reason: str | None = None
         self.finished = False
@@ -81,11 +82,16 @@ class Row:
             self.reason = "length"
 
     def take_digests(self, start: int, digests: NDArray[np.uint8]) -> None:
-        """Bind the slots of positions from `start` on; a position is bound once, and again after a rollback."""
+        """Bind the slots of positions from `start` on, again after a rollback; what is committed stays bound as it was.
+
+        A committed position that is computed again from damaged pages then differs from what is bound to it.
+        """
         if start != self.hashed:
             raise ValueError(f"position {self.hashed} is the next to be bound, not {start}")
         self.hashed += len(digests)
-        self.digests[start : self.hashed] = digests
+        shared = 0 if self.request.prefix is None else len(self.request.prefix.tokens)
+        first = min(max(start, self.committed, shared), self.hashed)
+        self.digests[first : self.hashed] = digests[first - start :]
 
     @property
     def all_hashed(self) -> bool:
@@ -131,6 +137,13 @@ class Row:
         """The bound positions whose pages are still held."""
         slots = self.sequence.slots(0, self.hashed)
         return np.nonzero(slots >= 0)[0]
+
+    def damaged_pages(self, hasher: SlotHasher) -> list[int]:
+        """Numbers of the held pages with a slot that is not what is bound to it."""
+        positions = self.held_positions()
+        found = hasher.now(self.sequence.slots(0, self.hashed)[positions])
+        differs = (found != self.digests[positions]).any(1)
+        return [int(index) for index in np.unique(positions[differs] // self.sequence.page_size)]
 
     def job(self, text: str | None) -> RequestJob:
         """This request's part of a commit job: everything bound is checked; `text` when the answer is complete."""

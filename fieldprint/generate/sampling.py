@@ -53,6 +53,9 @@ class Sampler:
         ordered, ids = torch.sort(probabilities, descending=True, stable=True)
         cumulative = torch.cumsum(ordered, 0)
         kept = int(torch.searchsorted(cumulative, min(self.top_p, float(cumulative[-1])))) + 1
+        kept = min(
+            kept, len(ordered)
+        )  # of NaN logits, which damaged pages give: the token will be taken back
         target = self.uniform(position) * float(cumulative[kept - 1])
         index = int(torch.searchsorted(cumulative[:kept], target, right=True))
         return int(ids[min(index, kept - 1)])

@@ -46,7 +46,8 @@ class PagePool:
     1. free pages and held pages partition the pool;
     2. a free page has no reference and no pin;
     3. a pinned page is held, and its last reference cannot be released;
-    4. the sum of references changes only by `allocate`, `share` (+1 a page) and `release` (-1 a page).
+    4. the sum of references changes only by `allocate`, `share` (+1 a page) and `release` (-1 a page);
+    5. a page's generation changes when it becomes free, and then only.
 
     One thread changes the pool. Other threads may read pages on which a reference is held for them.
     """
@@ -67,6 +68,7 @@ class PagePool:
             ) from error
         self._references = np.zeros(num_pages, dtype=np.int32)
         self._pins = np.zeros(num_pages, dtype=np.int32)
+        self._generations = np.zeros(num_pages, dtype=np.int64)
         self._free = set(range(num_pages))
 
     @property
@@ -78,13 +80,13 @@ class PagePool:
         """How many holders the page has; 0 means free."""
         return int(self._references[page])
 
-    def overbooked(self, held: NDArray[np.integer]) -> NDArray[np.intp]:
-        """The pages that `held` names more often than the pool counts references: somebody released them too early.
+    def generation(self, page: int) -> int:
+        """How often the page has been freed; a holder for whom the number has changed does not hold it any more."""
+        return int(self._generations[page])
 
-        Args:
-            held: every reference that holders have, page by page with repetition.
-        """
-        return np.nonzero(np.bincount(held, minlength=self.num_pages) > self._references)[0]
+    def generations(self, pages: NDArray[np.int64]) -> NDArray[np.int64]:
+        """`generation` of each page."""
+        return self._generations[pages]
 
     def is_pinned(self, page: int) -> bool:
         """Whether the page is kept from eviction."""
@@ -163,6 +165,7 @@ class PagePool:
                 raise ValueError(f"page {page} is pinned; unpin it before its last release")
             raise ValueError(f"page {page} has {self._references[page]} references, fewer than are released")
         self._references[held] = left
+        self._generations[held[left == 0]] += 1
         self._free.update(held[left == 0].tolist())
 
     def pin(self, pages: Pages) -> None:

@@ -1,5 +1,7 @@
 """A sequence's pages: which page holds which positions, and how they come and go."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,13 +14,15 @@ class PagedSequence:
     """The page table of one sequence: position p lies in page `pages[p // page_size]`, slot `p % page_size`.
 
     `length` counts positions whose K/V is there or has been evicted. Pages are owned by reference: `fork` shares
-    them, and a shared page is copied before the first write (`prepare`).
+    them, and a shared page is copied before the first write (`prepare`). A page that somebody else has released too early
+    is `lost`: it is not written to or released again, and `replace` puts another in its place.
     """
 
     def __init__(self, pool: PagePool) -> None:
         self.pool = pool
         self.pages: list[int] = []
         self.length = 0
+        self._generations: list[int] = []  # of the pages, when each was taken
 
     @property
     def page_size(self) -> int:
@@ -29,6 +33,15 @@ class PagedSequence:
         """The pages on which this sequence has a reference, in order."""
         return [page for page in self.pages if page != EVICTED]
 
+    def lost(self) -> list[int]:
+        """Indices of the pages that were freed behind this sequence's back."""
+        pages = np.asarray(self.pages, dtype=np.int64)
+        here = pages != EVICTED
+        differs = self.pool.generations(np.where(here, pages, 0)) != np.asarray(
+            self._generations, dtype=np.int64
+        )
+        return [int(index) for index in np.nonzero(here & differs)[0]]
+
     def slots(self, start: int, stop: int) -> NDArray[np.int64]:
         """The slots (page * page_size + offset) of positions [start, stop); negative where the page was evicted."""
         size = self.page_size
@@ -37,12 +50,17 @@ class PagedSequence:
         return pages[positions // size - start // size] * size + positions % size
 
     def replace(self, index: int) -> None:
-        """Put a fresh page in the place of page number `index`, whose reference somebody else goes on with.
+        """Put a fresh page in the place of page number `index`, filled with what no K/V is (NaN).
+
+        A page that was used before may hold just what was lost, while something was computed from what lay there instead.
 
         Raises:
             CapacityError: no page is free.
         """
-        self.pages[index] = self.pool.allocate(1)[0]
+        (page,) = self.pool.allocate(1)
+        self.pool.storage[:, :, page] = float("nan")
+        self._release([index])
+        self._put(index, page)
 
     def prepare(self, count: int) -> list[int]:
         """The slots (page * page_size + offset) for the next `count` positions, allocated and owned; extends `length`.
@@ -54,17 +72,15 @@ class PagedSequence:
         start, stop = self.length, self.length + count
         last = next((page for page in reversed(self.pages) if page != EVICTED), None)
         if start % size and count:
-            page = start // size
-            if (
-                self.pool.references(self.pages[page]) == 0
-            ):  # released behind our back: what lay there is not trusted
-                self.replace(page)
-            neighbour = self.pages[page - 1] if page else None
-            self.pages[page] = self.pool.own(self.pages[page], after=neighbour)
-            last = self.pages[page]
+            index = start // size
+            if self._is_lost(index):
+                self.replace(index)
+            neighbour = self.pages[index - 1] if index else None
+            self._put(index, self.pool.own(self.pages[index], after=neighbour))
+            last = self.pages[index]
         missing = -(-stop // size) - len(self.pages)
         if missing > 0:
-            self.pages += self.pool.allocate(missing, after=last)
+            self._extend(self.pool.allocate(missing, after=last))
         self.length = stop
         return [self.pages[p // size] * size + p % size for p in range(start, stop)]
 
@@ -72,7 +88,7 @@ class PagedSequence:
         """Hold pages for `num_positions` further positions at once, so that they are neighbours."""
         missing = -(-(self.length + num_positions) // self.page_size) - len(self.pages)
         if missing > 0:
-            self.pages += self.pool.allocate(missing, after=self.pages[-1] if self.pages else None)
+            self._extend(self.pool.allocate(missing, after=self.pages[-1] if self.pages else None))
 
     def evict_before(self, position: int, *, num_sinks: int = 0) -> int:
         """Release the pages whose positions are all below `position` and not sinks; returns how many."""
@@ -82,7 +98,7 @@ class PagedSequence:
             for index in range(first, min(position, self.length) // self.page_size)
             if self.pages[index] != EVICTED and not self.pool.is_pinned(self.pages[index])
         ]
-        self.pool.release([self.pages[index] for index in victims])
+        self._release(victims)
         for index in victims:
             self.pages[index] = EVICTED
         return len(victims)
@@ -98,21 +114,45 @@ class PagedSequence:
         keep = -(-length // self.page_size)
         if keep and self.pages[keep - 1] == EVICTED:
             raise ValueError(f"position {length - 1} was evicted; the sequence cannot go back to it")
-        self.pool.release([page for page in self.pages[keep:] if page != EVICTED])
-        del self.pages[keep:]
+        self._release(range(keep, len(self.pages)))
+        del self.pages[keep:], self._generations[keep:]
         self.length = length
 
-    def fork(self) -> "PagedSequence":
-        """A sequence with the same content; the pages are shared until one of the two writes."""
+    def fork(self, length: int | None = None) -> "PagedSequence":
+        """A sequence with the same content, up to `length` if given; the pages are shared until one of the two writes.
+
+        Raises:
+            ValueError: a page that is shared was lost.
+        """
         twin = PagedSequence(self.pool)
-        used = -(-self.length // self.page_size)
-        twin.pages = self.pages[:used]
-        twin.length = self.length
+        twin.length = self.length if length is None else length
+        used = -(-twin.length // self.page_size)
+        if any(index < used for index in self.lost()):
+            raise ValueError("a page of this sequence was freed behind its back; compute it again")
+        twin.pages, twin._generations = self.pages[:used], self._generations[:used]
         self.pool.share(twin.held())
         return twin
 
     def close(self) -> None:
         """Release every page; the sequence is empty afterwards."""
-        self.pool.release(self.held())
-        self.pages = []
+        self._release(range(len(self.pages)))
+        self.pages, self._generations = [], []
         self.length = 0
+
+    def _put(self, index: int, page: int) -> None:
+        self.pages[index] = page
+        self._generations[index] = self.pool.generation(page)
+
+    def _extend(self, pages: list[int]) -> None:
+        self.pages += pages
+        self._generations += [self.pool.generation(page) for page in pages]
+
+    def _is_lost(self, index: int) -> bool:
+        return self._generations[index] != self.pool.generation(self.pages[index])
+
+    def _release(self, indices: Sequence[int]) -> None:
+        """Give back those of the pages that are still held."""
+        if not indices:
+            return
+        lost = set(self.lost())
+        self.pool.release([self.pages[i] for i in indices if self.pages[i] != EVICTED and i not in lost])

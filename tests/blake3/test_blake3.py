@@ -1,6 +1,12 @@
-"""BLAKE3: the plain-Python twin against the package, and the root over page digests."""
+"""BLAKE3: the plain-Python twin and the package against the official vectors and each other, and the root over digests.
 
+`test_vectors.json` is test_vectors/test_vectors.json of https://github.com/BLAKE3-team/BLAKE3 at commit 77b257ee, which is
+in the public domain (CC0 1.0); a digest is the first 32 bytes of each output.
+"""
+
+import json
 from hashlib import sha256
+from pathlib import Path
 
 import blake3
 import pytest
@@ -13,6 +19,7 @@ from fieldprint.blake3.naive import naive_derive, naive_digest, naive_keyed, nai
 LENGTHS = (0, 1, 63, 64, 65, 1023, 1024, 1025, 2048, 3072, 3073, 5000)
 KEY = bytes(range(32))
 CONTEXT = "fieldprint test context"
+OFFICIAL = json.loads((Path(__file__).parent / "test_vectors.json").read_text())
 
 
 def message(length: int) -> bytes:
@@ -31,6 +38,19 @@ def check_modes(data: bytes) -> None:
 
 def test_digest_of_nothing_is_the_published_one() -> None:
     assert digest(b"").hex() == "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"
+
+
+def test_twin_and_package_pass_the_official_vectors() -> None:
+    key, context = OFFICIAL["key"].encode(), OFFICIAL["context_string"]
+    assert len(OFFICIAL["cases"]) == 35
+    for case in OFFICIAL["cases"]:
+        data = message(case["input_len"])
+        want = [case[name][:64] for name in ("hash", "keyed_hash", "derive_key")]
+        twin = [naive_digest(data), naive_keyed(data, key), naive_derive(data, context)]
+        assert [found.hex() for found in twin] == want, case["input_len"]
+        assert digest(data).hex() == want[0]
+        assert blake3.blake3(data, key=key).hexdigest() == want[1]
+        assert blake3.blake3(data, derive_key_context=context).hexdigest() == want[2]
 
 
 @pytest.mark.parametrize("length", LENGTHS)

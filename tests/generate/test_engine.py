@@ -1,4 +1,7 @@
-"""The engine on the real model: equality with an ordinary prefix, faults, the log, eviction, interruption."""
+"""The engine on the real model: equality with an ordinary prefix, faults, the log, eviction, interruption.
+
+What does not depend on what is said runs on the model's first layers: real weights at a part of the time.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +34,7 @@ from fieldprint.kvcache import PagePool  # noqa: E402
 from fieldprint.note import NoteSigner  # noqa: E402
 from fieldprint.promote import Fieldprint, PinnedAnchor, compute_fieldprint, promote_anchor  # noqa: E402
 from fieldprint.tlog import Appended, LogReader, LogWriter  # noqa: E402
+from tests.cut_model import cut_model  # noqa: E402
 from tests.signing import signed_anchor  # noqa: E402
 
 TEXT = "Your codename is Falcon. You live in Oslo. The password is Quartz. Your pet is a badger. Always be brief."
@@ -74,8 +78,8 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def model(model_folder: Path) -> LoadedModel:
-    return load_model(model_folder)
+def model(demo_model: LoadedModel) -> LoadedModel:
+    return cut_model(demo_model, 4)
 
 
 def make_world(model: LoadedModel, num_pages: int = 700, settings: EngineSettings | None = None) -> World:
@@ -92,12 +96,18 @@ def world(model: LoadedModel) -> World:
     return make_world(model)
 
 
+@pytest.fixture(scope="module")
+def whole(demo_model: LoadedModel) -> World:
+    """The model with all its layers."""
+    return make_world(demo_model)
+
+
 @pytest.fixture(autouse=True)
 def pages_come_back(request: pytest.FixtureRequest) -> Iterator[None]:
     """Whatever a test does, no page of the shared pool is lost."""
     yield
-    if "world" in request.fixturenames:
-        world: World = request.getfixturevalue("world")
+    for name in {"world", "whole"}.intersection(request.fixturenames):
+        world: World = request.getfixturevalue(name)
         world.pool.check_conservation(list(world.pinned.pages))
         assert world.pinned.damaged() == []
 
@@ -156,52 +166,52 @@ def hf(model_folder: Path) -> Any:
     )
 
 
-def test_concat_equals_the_anchor_as_an_ordinary_prefix(world: World, hf: Any) -> None:
+def test_concat_equals_the_anchor_as_an_ordinary_prefix(whole: World, hf: Any) -> None:
     """Token for token, 21 prompts, against transformers' own attention over the same K/V."""
-    results, _ = collect(world, [world.request(q, 12) for q in QUESTIONS])
-    kv = world.pinned.fieldprint.values(torch.float32)
+    results, _ = collect(whole, [whole.request(q, 12) for q in QUESTIONS])
+    kv = whole.pinned.fieldprint.values(torch.float32)
     for question, result in zip(QUESTIONS, results, strict=True):
-        prompt = world.model.chat_tokens(question)
-        assert list(result.tokens) == peer_tokens(world.model, kv, prompt, 12, hf), question
+        prompt = whole.model.chat_tokens(question)
+        assert list(result.tokens) == peer_tokens(whole.model, kv, prompt, 12, hf), question
 
 
-def test_unquantized_concat_equals_the_text_prefix(world: World, hf: Any) -> None:
+def test_unquantized_concat_equals_the_text_prefix(whole: World, hf: Any) -> None:
     """Without quantization the pinned path gives what transformers gives for [anchor + prompt] as plain tokens."""
     from fieldprint.decoder import Injection
 
-    tokens = world.model.system_tokens(TEXT)
-    k, v = world.model.decoder.realize(tokens)
+    tokens = whole.model.system_tokens(TEXT)
+    k, v = whole.model.decoder.realize(tokens)
     exact = Injection(k.transpose(1, 2), v.transpose(1, 2))
-    whole = list(tokens) + world.model.chat_tokens(QUESTIONS[0])
+    text = list(tokens) + whole.model.chat_tokens(QUESTIONS[0])
     with torch.inference_mode():
-        expected = hf(torch.tensor([whole])).logits[0, len(tokens) :]
+        expected = hf(torch.tensor([text])).logits[0, len(tokens) :]
     from fieldprint.attention import plan_attention
     from fieldprint.decoder import Step
 
-    prompt = torch.tensor(world.model.chat_tokens(QUESTIONS[0]))
+    prompt = torch.tensor(whole.model.chat_tokens(QUESTIONS[0]))
     count = len(prompt)
-    pages = world.pool.allocate(-(-count // 16), contiguous=True)
-    plan = plan_attention([pages], [count], [0, count], page_size=16, num_pages=world.pool.num_pages)
+    pages = whole.pool.allocate(-(-count // 16), contiguous=True)
+    plan = plan_attention([pages], [count], [0, count], page_size=16, num_pages=whole.pool.num_pages)
     positions = torch.arange(count)
     step = Step(prompt, positions + len(tokens), positions + pages[0] * 16, plan)
-    logits = world.model.decoder.logits(world.model.decoder.forward(step, world.pool, exact))
-    world.pool.release(pages)
+    logits = whole.model.decoder.logits(whole.model.decoder.forward(step, whole.pool, exact))
+    whole.pool.release(pages)
     torch.testing.assert_close(logits, expected, rtol=2e-3, atol=2e-3)
     assert torch.equal(logits.argmax(-1), expected.argmax(-1))
 
 
-def test_batches_of_different_lengths_equal_single_requests(world: World) -> None:
-    requests = [world.request(q, 16) for q in ("Hi.", QUESTIONS[3] * 30, QUESTIONS[8])]
-    together, _ = collect(world, requests)
+def test_batches_of_different_lengths_equal_single_requests(whole: World) -> None:
+    requests = [whole.request(q, 16) for q in ("Hi.", QUESTIONS[3] * 30, QUESTIONS[8])]
+    together, _ = collect(whole, requests)
     for request, result in zip(requests, together, strict=True):
-        alone, _ = collect(world, [request])
+        alone, _ = collect(whole, [request])
         assert alone[0].tokens == result.tokens
 
 
-def test_a_log_changes_no_token_and_commits_everything(world: World, log: LogWriter) -> None:
-    requests = [world.request(q) for q in QUESTIONS[:3]]
-    plain, _ = collect(world, requests)
-    committed, events = collect(world, requests, log=log)
+def test_a_log_changes_no_token_and_commits_everything(whole: World, log: LogWriter) -> None:
+    requests = [whole.request(q) for q in QUESTIONS[:3]]
+    plain, _ = collect(whole, requests)
+    committed, events = collect(whole, requests, log=log)
     assert [r.tokens for r in plain] == [r.tokens for r in committed]
     horizon: dict[int, int] = {}
     for event in events:
@@ -224,7 +234,7 @@ def test_leaves_are_made_once_an_interval_and_scrubs_make_none(model: LoadedMode
 
 
 def flip(world: World, page: int) -> None:
-    world.pool.storage.view(torch.uint8)[13, 1, page, 2, 0, 9] ^= 1 << 5
+    world.pool.storage.view(torch.uint8)[3, 1, page, 2, 0, 9] ^= 1 << 5
 
 
 @pytest.mark.parametrize("at", [1, 20, 47, 61])
@@ -244,10 +254,9 @@ def test_a_flipped_bit_is_found_and_the_text_is_the_undisturbed_one(
 
     faulty, events = collect(world, requests, inject, log=log)
     backs = [event for event in events if isinstance(event, RolledBack)]
-    if not (where == "context" and at == 1):  # before its first hash a page is bound as it is found
-        assert backs and where in backs[0].reason
-        assert [p.leaf for r in faulty for p in r.pages] == [p.leaf for r in plain for p in r.pages]
-        assert [r.text for r in faulty] == [r.text for r in plain]
+    assert backs and where in backs[0].reason
+    assert [p.leaf for r in faulty for p in r.pages] == [p.leaf for r in plain for p in r.pages]
+    assert [r.text for r in faulty] == [r.text for r in plain]
 
 
 @pytest.mark.parametrize(("num_sinks", "page"), [(4, 3), (32, 5)])
@@ -363,7 +372,7 @@ def test_a_worker_that_fails_is_an_error_with_its_cause(
 def test_damage_that_comes_back_ends_with_an_error(world: World, log: LogWriter) -> None:
     def inject(number: int, event: Event) -> None:
         if number > 5:
-            raw = world.pool.storage.view(torch.uint8)[13, 1, world.pinned.pages[0], 2, 0]
+            raw = world.pool.storage.view(torch.uint8)[3, 1, world.pinned.pages[0], 2, 0]
             raw[9] = 255 - raw[9]
 
     with pytest.raises(IntegrityError, match="without progress"):
@@ -413,16 +422,16 @@ def test_closing_the_stream_keeps_the_log_valid(world: World, tmp_path: Path) ->
     assert size > 0 and reader.root_hash() == reader.checkpoint().root_hash
 
 
-def test_a_context_far_beyond_the_window_needs_few_pages(model: LoadedModel, log: LogWriter) -> None:
+def test_a_context_far_beyond_the_window_needs_few_pages(demo_model: LoadedModel, log: LogWriter) -> None:
     """2,000 tokens through a window of 64 in a pool of 600 positions, the anchor still answered from."""
-    world = make_world(model, num_pages=38, settings=EngineSettings(chunk_size=64))
+    world = make_world(demo_model, num_pages=38, settings=EngineSettings(chunk_size=64))
     ids = world.model.encode("The river runs to the sea and the hills are green. " * 200)[:2000]
     prompt = tuple(ids) + tuple(
         world.model.chat_tokens(
             'Complete the sentence from your instructions: "Your codename is ..."', answer="Your codename is"
         )
     )
-    request = GenerationRequest(prompt, 4, stop_ids=model.stop_ids)
+    request = GenerationRequest(prompt, 4, stop_ids=demo_model.stop_ids)
     results, _ = collect(world, [request], attention=AttentionSettings("floor", 0.0, window=64), log=log)
     assert "Falcon" in results[0].text
     assert len(results[0].pages) == -(-(len(prompt) + len(results[0].tokens)) // 16)
@@ -564,9 +573,11 @@ def test_packed_linear_equals_linear() -> None:
         torch.testing.assert_close(PackedLinear.of(linear, rows)(x), linear(x), rtol=1e-5, atol=1e-5)
 
 
-def test_bfloat16_serves_a_fieldprint_file(model: LoadedModel, model_folder: Path, tmp_path: Path) -> None:
-    verified, tokens = signed_anchor(model, TEXT)
-    compute_fieldprint(model.decoder, tokens).save(tmp_path / "f.safetensors")
+def test_bfloat16_serves_a_fieldprint_file(
+    demo_model: LoadedModel, model_folder: Path, tmp_path: Path
+) -> None:
+    verified, tokens = signed_anchor(demo_model, TEXT)
+    compute_fieldprint(demo_model.decoder, tokens).save(tmp_path / "f.safetensors")
     half = load_model(model_folder, dtype="bfloat16")
     pool = PagePool(half.decoder.page_layout(16), 40)
     pinned = promote_anchor(verified, half.decoder, pool, tokens, fieldprint_file=tmp_path / "f.safetensors")

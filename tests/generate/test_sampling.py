@@ -35,3 +35,17 @@ def test_rows_are_drawn_as_one_by_one(rows: list[Sampler], seed: int, position: 
         column([s.uniform(position + i) for i, s in enumerate(rows)]),
     )
     assert got.tolist() == expected
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_logits_that_are_not_numbers_give_some_token(temperature: float) -> None:
+    """Damaged pages give such logits; the token is provisional and will be taken back, and must not end the batch."""
+    for logits in (torch.full((50,), float("nan")), torch.full((50,), float("inf"))):
+        assert 0 <= Sampler(temperature, 0.9, 5).draw(logits, 3) < 50
+        drawn = draw_rows(
+            logits.unsqueeze(0),
+            torch.tensor([temperature], dtype=torch.float64),
+            torch.tensor([0.9], dtype=torch.float64),
+            torch.tensor([0.5], dtype=torch.float64),
+        )
+        assert 0 <= int(drawn) < 50

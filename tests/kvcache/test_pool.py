@@ -107,16 +107,16 @@ def test_neighbours_are_preferred() -> None:
     assert pool.allocate(3) == first  # the smallest hole that fits
 
 
-def test_overbooked_pages_are_those_that_are_held_more_often_than_counted() -> None:
-    pool = PagePool(LAYOUT, 5)
-    pages = pool.allocate(4)
-    pool.share(pages[:1])
-    held = np.array([pages[0], pages[0], pages[1], pages[2]])
-    assert pool.overbooked(held).tolist() == []
-    pool.release([pages[2]])
-    assert pool.overbooked(held).tolist() == [pages[2]]
-    assert pool.allocate(1) == [pages[2]]  # given to somebody else: the count alone does not tell
-    assert pool.overbooked(np.append(held, pages[2])).tolist() == [pages[2]]
+def test_a_generation_changes_when_a_page_becomes_free_and_then_only() -> None:
+    pool = PagePool(LAYOUT, 3)
+    pages = pool.allocate(2)
+    pool.share(pages)
+    pool.release(pages)
+    assert pool.generations(np.array(pages)).tolist() == [0, 0]
+    pool.release(pages[:1])
+    assert pool.generation(pages[0]) == 1 and pool.generation(pages[1]) == 0
+    assert pages[0] in pool.allocate(2)
+    assert pool.generation(pages[0]) == 1
 
 
 def test_many_pages_are_shared_and_released_at_once() -> None:

@@ -121,3 +121,36 @@ def test_a_fork_does_not_see_later_writes() -> None:
     assert float(pool.k_pages(0)[one.pages[1], 2]) == 10.0
     assert float(pool.k_pages(0)[two.pages[1], 2]) == 20.0
     assert one.pages[0] == two.pages[0]
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_a_page_that_was_freed_behind_its_back_is_lost_and_stays_with_its_new_owner(taken: bool) -> None:
+    pool = PagePool(PageLayout(1, 1, 1, page_size=SIZE), 8)
+    sequence = PagedSequence(pool)
+    sequence.prepare(3 * SIZE)
+    page = sequence.pages[1]
+    pool.release([page])
+    stranger = pool.allocate(1, after=page - 1) if taken else []
+    assert sequence.lost() == [1]
+    with pytest.raises(ValueError, match="behind its back"):
+        sequence.fork()
+    twin = sequence.fork(SIZE)
+    assert twin.lost() == []
+    twin.close()
+    sequence.replace(1)
+    assert sequence.lost() == [] and (sequence.pages[1] != page) == taken
+    assert pool.storage[:, :, sequence.pages[1]].isnan().all()
+    pool.release([sequence.pages[2]])
+    sequence.truncate(2 * SIZE)  # the lost page is not released again
+    sequence.close()
+    assert [pool.references(p) for p in stranger] == [1] * len(stranger)
+
+
+def test_a_lost_page_is_not_written_to() -> None:
+    pool = PagePool(PageLayout(1, 1, 1, page_size=SIZE), 8)
+    sequence = PagedSequence(pool)
+    sequence.prepare(SIZE + 1)
+    page = sequence.pages[1]
+    pool.release([page])
+    assert pool.allocate(1, after=page - 1) == [page]
+    assert sequence.prepare(1)[0] // SIZE == sequence.pages[1] != page
