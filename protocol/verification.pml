@@ -54,16 +54,23 @@ bit job[REQUESTS], clean[REQUESTS];
 bit anchor_damaged, log_error;
 byte damaged[REQUESTS];   /* bit k: look k found damage */
 byte cursor;              /* the next look */
+bit mute;                 /* the log that hangs will never answer */
 byte orphan[REQUESTS];    /* what the append of a given-up worker may still add */
 bit leased[PLACES];
+#ifdef MUTANT_BACK_TO_SUBMISSION
+byte from[REQUESTS];
+#endif
+#ifdef MUTANT_NO_RETRY
+bit dropped;
+#endif
 
 /* Ghosts: nobody in the protocol reads them. */
 byte told[REQUESTS];      /* the highest horizon that was ever announced */
 byte released[REQUESTS];  /* tokens that effects have left from */
 bit unread[PLACES];       /* the job in flight has yet to look at this place */
 bit reused;               /* such a place was given to somebody else */
-bit known_damage;         /* the loop knows that the anchor is damaged */
-bit computed_on_damage;   /* and has computed all the same */
+bit known_damage;         /* a pass has reported that the anchor is damaged, and it is not rewritten yet */
+bit computed_on_damage;   /* a row was computed then, or under an alarm */
 bit wrong_leaf;           /* a leaf of a wrong token was handed to the log */
 
 #define IS_RIGHT(r, i, count) (count <= i || bound[OWN(r, i)] == RIGHT(OWN(r, i)))
@@ -143,7 +150,7 @@ inline step(r) {
     bound[id] = RIGHT(id) + bad;
     generated[r]++;
     printf("loop: token %d of request %d in place %d, wrong %d\n", generated[r], r, place, bad);
-    computed_on_damage = computed_on_damage || known_damage;
+    computed_on_damage = computed_on_damage || known_damage || alarm || waiting;
 #ifdef MUTANT_RELEASE_PROVISIONAL
     released[r] = (generated[r] > released[r] -> generated[r] : released[r]);
 #endif
@@ -172,11 +179,32 @@ inline replace_overbooked() {
     id = 0; place = 0; number = 0
 }
 
+/* A pass looks after the tokens of its job were computed. The mutant takes what was seen before the first of them. */
+#ifdef MUTANT_HASH_FIRST
+bit seen_anchor;
+byte seen[REQUESTS];
+#endif
+
+inline look_at(r) {
+    for (k : 0 .. LOOKS - 1) {
+        if
+        :: job[r] && k < PREFIX + upto[r] ->
+            damaged[r] = damaged[r] | ((DIFFERS(PAGE(r, k)) -> 1 : 0) << k);
+            unread[table[PAGE(r, k)]] = 0
+        :: else
+        fi
+    }
+    k = 0
+}
+
 inline submit(everything) {
 #ifndef MUTANT_KEEP_OVERBOOKED
     replace_overbooked();
 #endif
     for (r : 0 .. REQUESTS - 1) {
+#ifdef MUTANT_BACK_TO_SUBMISSION
+        from[r] = committed[r];
+#endif
         job[r] = !finished[r] && (everything || generated[r] > committed[r]);
         upto[r] = (job[r] -> generated[r] : 0);
         damaged[r] = 0;
@@ -202,7 +230,12 @@ inline submit(everything) {
     r = 0; k = 0;
     anchor_damaged = 0; log_error = 0; cursor = 0;
     printf("loop: submits %d of request 0, %d of request 1\n", upto[0], upto[1]);
+#ifdef MUTANT_HASH_FIRST
+    anchor_damaged = seen_anchor; damaged[0] = seen[0]; damaged[1] = seen[1];
+    stage = hashed
+#else
     stage = submitted
+#endif
 }
 
 inline end_lease() {
@@ -220,7 +253,7 @@ inline end_lease() {
 inline give_up() {
     for (r : 0 .. REQUESTS - 1) {
         if
-        :: stage == hung && clean[r] && upto[r] > orphan[r] -> orphan[r] = upto[r]
+        :: stage == hung && clean[r] && !mute && upto[r] > orphan[r] -> orphan[r] = upto[r]
         :: else
         fi;
         clean[r] = 0;
@@ -228,6 +261,7 @@ inline give_up() {
     }
     r = 0;
     anchor_damaged = 0;
+    mute = 0;
     log_error = 1;
     printf("loop: gives the worker up\n")
 }
@@ -279,16 +313,22 @@ inline receive() {
         anchor_damaged, damaged[0], damaged[1], log_error);
     stage = idle;
     known_damage = anchor_damaged;
+#ifdef MUTANT_NO_RETRY
+    dropped = log_error;
+#endif
     dirty = anchor_damaged || damaged[0] != 0 || damaged[1] != 0 || log_error;
     if
     :: dirty -> failed_passes++
     :: !dirty && progress -> failed_passes = 0
     :: else
     fi;
-    gave_up = failed_passes > MAX_FAULTS
+    gave_up = gave_up || failed_passes > MAX_FAULTS
 }
 
 inline roll_back(r) {
+#ifdef MUTANT_BACK_TO_SUBMISSION
+    committed[r] = (job[r] -> from[r] : committed[r]);
+#endif
     for (k : 0 .. ANSWER - 1) {
         if
         :: k >= committed[r] && k < generated[r] -> release(OWN(r, k))
@@ -298,6 +338,26 @@ inline roll_back(r) {
     k = 0;
     printf("loop: request %d goes back to %d\n", r, committed[r]);
     generated[r] = committed[r]
+}
+
+/* Nothing of a job that was received is read again: without this, states differ by it. */
+inline forget_job() {
+    for (r : 0 .. REQUESTS - 1) {
+        job[r] = 0; upto[r] = 0; clean[r] = 0; damaged[r] = 0; back[r] = 0
+    }
+    r = 0; anchor_damaged = 0; log_error = 0; progress = 0;
+#ifdef MUTANT_HASH_FIRST
+    seen_anchor = DIFFERS(ANCHOR); seen[0] = 0; seen[1] = 0;
+    for (r : 0 .. REQUESTS - 1) {
+        for (k : 0 .. PREFIX + generated[r] - 1) {
+            if
+            :: !finished[r] && DIFFERS(PAGE(r, k)) -> seen[r] = seen[r] | (1 << k)
+            :: else
+            fi
+        }
+    }
+    r = 0; k = 0
+#endif
 }
 
 /* Page k of request r is computed again from committed tokens, and written if that is what is bound to it. */
@@ -319,16 +379,14 @@ inline rebuild(r, k0) {
 }
 
 inline recover() {
-#ifdef MUTANT_REWRITE_LAST
-    d_step { for (r : 0 .. REQUESTS - 1) { if :: back[r] -> roll_back(r) :: else fi } r = 0; }
-#endif
-#ifndef MUTANT_REWRITE_LAST
+#ifndef MUTANT_REWRITE_LATER
     d_step {
         if
         :: anchor_damaged -> memory[ANCHOR] = RIGHT(ANCHOR); known_damage = 0; printf("loop: rewrites the anchor\n")
         :: else
         fi
     }
+#endif
     look = 0;
     do
     :: d_step { (look < REQUESTS * LOOKS) ->
@@ -356,7 +414,6 @@ inline recover() {
         }
         r = 0
     }
-#endif
 }
 
 #ifdef MUTANT_NO_CAP
@@ -368,6 +425,11 @@ inline recover() {
 #define CALM true
 #else
 #define CALM (!alarm && !waiting)
+#endif
+#ifdef MUTANT_NO_RETRY
+#define MAY_SUBMIT (!dropped)
+#else
+#define MAY_SUBMIT true
 #endif
 #define MAY_STEP(r) (CALM && generated[r] < ANSWER && BELOW_CAP(r))
 
@@ -393,11 +455,14 @@ prefill: skip;
 
     running = 1;
     do
-    :: (gave_up || (finished[0] && finished[1])) -> running = 0; break
+    :: (finished[0] && finished[1]) -> running = 0; break
     :: d_step { MAY_STEP(0) -> step(0) }
     :: d_step { MAY_STEP(1) -> step(1) }
-    :: d_step { (stage == idle && !alarm && (generated[0] > committed[0] || generated[1] > committed[1])) ->
+    :: d_step { (stage == idle && !alarm && MAY_SUBMIT && (generated[0] > committed[0] || generated[1] > committed[1])) ->
         submit(0) }
+#ifdef MUTANT_REWRITE_LATER
+    :: d_step { (known_damage) -> memory[ANCHOR] = RIGHT(ANCHOR); known_damage = 0 }
+#endif
     :: d_step { (stage == idle && alarm) -> alarm = 0; waiting = 1; submit(1) }
 #ifndef MUTANT_NO_TIMEOUT
     :: d_step { stage == hung -> give_up(); stage = done }
@@ -408,7 +473,11 @@ prefill: skip;
         :: dirty && !gave_up -> recover()
         :: else
         fi;
-        dirty = 0
+        if
+        :: gave_up -> running = 0; break
+        :: else
+        fi;
+        d_step { forget_job(); dirty = 0 }
     od
 }
 
@@ -420,17 +489,10 @@ end:
     :: d_step { (stage == submitted && cursor == 0) -> anchor_damaged = DIFFERS(ANCHOR); cursor = 1 }
     :: d_step { (stage == submitted && cursor > 0 && cursor <= REQUESTS) ->
         r = cursor - 1;
-        for (k : 0 .. LOOKS - 1) {
-            if
-            :: job[r] && k < PREFIX + upto[r] ->
-                damaged[r] = damaged[r] | ((DIFFERS(PAGE(r, k)) -> 1 : 0) << k);
-                unread[table[PAGE(r, k)]] = 0
-            :: else
-            fi
-        }
-        cursor++;
-        r = 0; k = 0 }
-    :: d_step { (stage == submitted && cursor > REQUESTS) -> cursor = 0; stage = hashed; printf("device: has hashed\n") }
+        look_at(r);
+        stage = (cursor == REQUESTS -> hashed : submitted);
+        cursor = (cursor == REQUESTS -> 0 : cursor + 1);
+        r = 0 }
     :: d_step { (!alarm && running && (DIFFERS(ANCHOR) || DIFFERS(1) || DIFFERS(2))) -> alarm = 1; printf("device: alarm\n") }
     od
 }
@@ -442,6 +504,12 @@ end:
 #define PASSES(r) (!anchor_damaged && damaged[r] == 0)
 #endif
 
+#ifdef MUTANT_APPEND_FIRST
+#define HANDED(r) job[r]
+#else
+#define HANDED(r) clean[r]
+#endif
+
 active proctype Worker() {
     byte r;
 end:
@@ -451,7 +519,7 @@ end:
             clean[r] = job[r] && PASSES(r)
         }
         stage = (job[0] || job[1] -> appending : done);
-        wrong_leaf = wrong_leaf || (clean[0] && !ALL_RIGHT(0, upto[0])) || (clean[1] && !ALL_RIGHT(1, upto[1]));
+        wrong_leaf = wrong_leaf || (HANDED(0) && !ALL_RIGHT(0, upto[0])) || (HANDED(1) && !ALL_RIGHT(1, upto[1]));
         r = 0 }
     :: d_step { stage == answered ->
 #ifdef MUTANT_BELIEVE_THE_LOG
@@ -470,11 +538,11 @@ inline keep(r, count) {
 
 inline keep_job() {
     if
-    :: clean[0] -> keep(0, upto[0])
+    :: HANDED(0) -> keep(0, upto[0])
     :: else
     fi;
     if
-    :: clean[1] -> keep(1, upto[1])
+    :: HANDED(1) -> keep(1, upto[1])
     :: else
     fi
 }
@@ -489,10 +557,16 @@ end:
         :: faults > 0 -> faults--; keep_job(); answer = refused; stage = answered; printf("FAULT: the log keeps and refuses\n")
         :: faults > 0 -> faults--; answer = lied; stage = answered; printf("FAULT: the log lies\n")
         :: faults > 0 -> faults--; stage = hung; printf("FAULT: the log hangs\n")
+        :: faults > 0 -> faults--; stage = hung; mute = 1; printf("FAULT: the log hangs and never answers\n")
         fi }
-    :: d_step { stage == hung -> keep_job(); answer = kept; stage = answered } /* late, and still in time */
+    :: d_step { (stage == hung && !mute) -> keep_job(); answer = kept; stage = answered } /* late, and still in time */
     :: d_step { orphan[0] + orphan[1] > 0 -> /* too late */
-        keep(0, orphan[0]); keep(1, orphan[1]); orphan[0] = 0; orphan[1] = 0 }
+        keep(0, orphan[0]); keep(1, orphan[1]); orphan[0] = 0; orphan[1] = 0;
+#ifdef MUTANT_LATE_ANSWER
+        answer = (stage == hung || stage == appending -> kept : 0);
+        stage = (stage == hung || stage == appending -> answered : stage);
+#endif
+        skip }
     od
 }
 
@@ -513,6 +587,9 @@ end:
         :: else
         fi;
         id = 0 }
+#ifdef MUTANT_SILENT_REPAIR
+    :: d_step { (running && memory[ANCHOR] == DAMAGE) -> memory[ANCHOR] = RIGHT(ANCHOR); printf("world: rewrites the anchor\n") }
+#endif
     :: d_step { (faults > 0 && (stage == submitted || stage == hashed || stage == answered)) ->
         faults--; answer = 0; stage = dead; printf("FAULT: the worker dies\n") }
     od
