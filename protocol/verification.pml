@@ -36,6 +36,7 @@
 byte memory[PLACES];     /* what lies there */
 byte references[PLACES]; /* the pool's counts */
 byte table[PLACES];      /* by page: its place */
+bit lost[PLACES];        /* by page: its place was freed behind the request's back */
 byte bound[PLACES];      /* by page: what its digest stands for, in host memory; 0: nothing yet */
 
 byte generated[REQUESTS], committed[REQUESTS], in_log[REQUESTS];
@@ -110,25 +111,24 @@ inline allocate(place) {
     reused = reused || unread[place];
 }
 
-/* number = how many pages lie at `place`. */
-inline count_holders(place, number) {
-    number = 0;
+/* One reference less. A place without any is free, and whoever still has it in a table has lost it. */
+inline drop(place, holder) {
+    references[place]--;
     for (other : OWN(0, 0) .. OWN(REQUESTS, 0) - 1) {
-        number = number + (table[other] == place -> 1 : 0)
+        lost[other] = lost[other] || (references[place] == 0 && table[other] == place && other != holder)
     }
     other = 0
 }
 
-/* A page that is somebody else's by now is not given back again. */
+/* The request gives a page up; one that it has lost is not given back again. */
 inline release(id) {
-    count_holders(table[id], number);
     if
-    :: number <= references[table[id]] -> references[table[id]]--
+    :: !lost[id] -> drop(table[id], id)
     :: else
     fi;
+    lost[id] = 0;
     table[id] = 0;
-    bound[id] = 0;
-    number = 0
+    bound[id] = 0
 }
 
 /* bad = whether something that page `id` of request r is computed from is not what it should be. */
@@ -157,26 +157,26 @@ inline step(r) {
     id = 0; place = 0; bad = 0
 }
 
-/* Before a job: a page that more rows hold than the pool counts is replaced in all but as many of them. */
-inline replace_overbooked() {
+/* Lost pages get another place, which is wiped: an old copy may lie there, and would pass for what was read. */
+inline replace_lost() {
     for (id : OWN(0, 0) .. OWN(REQUESTS, 0) - 1) {
         if
-        :: table[id] != 0 ->
-            count_holders(table[id], number);
-            if
-            :: number > references[table[id]] ->
-                allocate(place);
-                table[id] = place;
+        :: lost[id] ->
+            lost[id] = 0;
+            allocate(place);
+            table[id] = place;
 #ifndef MUTANT_UNWIPED
-                memory[place] = DAMAGE; /* an old copy may lie there, and would pass for what was read */
+            memory[place] = DAMAGE;
 #endif
-                printf("loop: page %d is overbooked, now in place %d\n", id, place)
-            :: else
-            fi
+            if
+            :: id < OWN(1, 0) -> found[0] = found[0] | (1 << (PREFIX + id - OWN(0, 0)))
+            :: else -> found[1] = found[1] | (1 << (PREFIX + id - OWN(1, 0)))
+            fi;
+            printf("loop: page %d was lost, and lies in place %d now\n", id, place)
         :: else
         fi
     }
-    id = 0; place = 0; number = 0
+    id = 0; place = 0
 }
 
 /* A pass looks after the tokens of its job were computed. The mutant takes what was seen before the first of them. */
@@ -198,8 +198,9 @@ inline look_at(r) {
 }
 
 inline submit(everything) {
-#ifndef MUTANT_KEEP_OVERBOOKED
-    replace_overbooked();
+#ifndef MUTANT_KEEP_LOST
+    replace_lost();
+    found[0] = 0; found[1] = 0;
 #endif
     for (r : 0 .. REQUESTS - 1) {
 #ifdef MUTANT_BACK_TO_SUBMISSION
@@ -241,7 +242,7 @@ inline submit(everything) {
 inline end_lease() {
     for (place : 1 + PREFIX .. PLACES - 1) {
         if
-        :: leased[place] -> references[place]--; leased[place] = 0
+        :: leased[place] -> leased[place] = 0; drop(place, 0)
         :: else
         fi;
         unread[place] = 0
@@ -269,6 +270,17 @@ inline give_up() {
 /* The result: the horizon moves over what was clean. back[r]: the request must go back. */
 inline receive() {
     end_lease();
+    if
+    :: anchor_damaged || damaged[0] != 0 || damaged[1] != 0 || log_error ->
+        dirty = 1;
+        skip;
+#ifndef MUTANT_KEEP_LOST
+        replace_lost();
+        damaged[0] = damaged[0] | found[0]; damaged[1] = damaged[1] | found[1];
+        found[0] = 0; found[1] = 0
+#endif
+    :: else
+    fi;
     progress = 0;
     for (r : 0 .. REQUESTS - 1) {
         if
@@ -316,7 +328,6 @@ inline receive() {
 #ifdef MUTANT_NO_RETRY
     dropped = log_error;
 #endif
-    dirty = anchor_damaged || damaged[0] != 0 || damaged[1] != 0 || log_error;
     if
     :: dirty -> failed_passes++
     :: !dirty && progress -> failed_passes = 0
@@ -435,6 +446,7 @@ inline recover() {
 
 active proctype Loop() {
     byte r, k, id, other, place, number, look;
+    byte found[REQUESTS];
     bit bad, progress, dirty, waiting;
     bit back[REQUESTS];
 
@@ -572,7 +584,7 @@ end:
 
 /* The rest of the world: memory, a page that is released too early, a worker that is killed. */
 active proctype Faults() {
-    byte id;
+    byte id, other;
 end:
     do
     :: d_step { (faults > 0 && memory[ANCHOR] == RIGHT(ANCHOR)) -> faults--; memory[ANCHOR] = DAMAGE; printf("FAULT: the anchor\n") }
@@ -583,7 +595,7 @@ end:
         if
         :: d_step { (table[id] != 0 && memory[table[id]] != DAMAGE) -> faults--; memory[table[id]] = DAMAGE; printf("FAULT: page %d\n", id) }
         :: d_step { (early > 0 && table[id] != 0 && references[table[id]] > 0) ->
-            faults--; early--; references[table[id]]--; printf("FAULT: page %d is released too early\n", id) }
+            faults--; early--; drop(table[id], 0); printf("FAULT: page %d is released too early\n", id) }
         :: else
         fi;
         id = 0 }
