@@ -8,14 +8,14 @@ READY  := $(VENV)/.ready
 SMALL_KERNELS := $(VENV)/bin/python -m pytest -q tests/attention/test_decode.py tests/blake3/test_pages.py \
 	-k 'kernel_equals_naive or repeated or pages_equal'
 
-.PHONY: demo test sanitize lint interop fuzz bench bench-audit bench-gpu bench-log crash-log figures docs clean
+.PHONY: demo test sanitize lint interop protocol fuzz bench bench-audit bench-gpu bench-log crash-log figures docs clean
 
 demo: $(READY)  ## the whole story on a real model, into demo-out/
 	$(VENV)/bin/fieldprint demo
 
 # One thread a process: threads that wait for each other on busy cores burn several times the work.
 test: $(READY)  ## everything that needs no GPU, in two processes; JOBS=4 for more
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "not gpu and not interop" --timeout 600 -n $(JOBS) --dist worksteal
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "not gpu and not interop and not protocol" --timeout 600 -n $(JOBS) --dist worksteal
 
 lint: $(READY)  ## format, lint, types
 	$(VENV)/bin/ruff format --check .
@@ -24,6 +24,9 @@ lint: $(READY)  ## format, lint, types
 
 interop: $(READY)  ## other people's clients verify our log; INTEROP=--allow-missing where one cannot be installed
 	$(VENV)/bin/python -m tests.interop $(INTEROP)
+
+protocol: $(READY)  ## Spin proves the model of the verification protocol and refutes its mutants; needs gcc
+	$(VENV)/bin/python -m protocol $(PROTOCOL)
 
 fuzz: $(READY)  ## ten minutes of atheris over every parser; FUZZ='--seconds 60 --only note' for less
 	test -d .venv-fuzz/atheris || $(PIP) --target .venv-fuzz atheris
@@ -56,7 +59,7 @@ docs: $(READY)  ## links resolve, every command and public name is described
 	$(VENV)/bin/python -m pytest -q tests/test_docs.py
 
 clean:  ## everything that the other targets made, .venv included
-	rm -rf $(VENV) .venv-interop .venv-fuzz demo-out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-interop .venv-protocol .venv-fuzz demo-out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # Three calls, in this order: torch alone, so that nothing pulls a larger build of it; the demo model without its
 # dependencies, which would compile for a quarter of an hour; then the rest.

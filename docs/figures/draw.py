@@ -632,6 +632,65 @@ def _tick(length: float) -> float:
     return next(factor * power for factor in (1, 2, 5, 10) if length / (factor * power) <= 10)
 
 
+def draw_protocol() -> str:
+    """The states of a token, of a job and of a request, and what moves them."""
+    sheet = Sheet(900, 500, "States of the verification protocol: a token, a job, a request")
+    for y, height, name in ((14, 132, "token"), (158, 186, "job"), (356, 132, "request")):
+        sheet.box(10, y, 880, height, fill=BAND, stroke=BAND)
+        sheet.text(20, y + 18, name, at="start", bold=True)
+    for x, y, width, fill, lines in (
+        (150, 48, 120, PART, "provisional"),
+        (430, 48, 120, DONE, "committed"),
+        (710, 48, 150, DONE, "released by\nthe effects gate"),
+        (150, 106, 120, PAPER, "rolled back"),
+        (30, 200, 110, PAPER, "submitted"),
+        (220, 200, 110, PAPER, "hashed"),
+        (410, 200, 110, PAPER, "appending"),
+        (600, 200, 110, PAPER, "answered"),
+        (780, 200, 90, DONE, "done"),
+        (315, 290, 110, ANCHOR, "dead"),
+        (540, 290, 110, ANCHOR, "hung"),
+        (30, 398, 100, PAPER, "prefill"),
+        (220, 398, 120, PART, "decoding"),
+        (220, 448, 120, PAPER, "waits at the cap"),
+        (480, 398, 120, PAPER, "ended"),
+        (740, 398, 120, DONE, "finished"),
+        (480, 448, 120, PAPER, "going back"),
+    ):
+        sheet.box(x, y, width, 34, lines, fill=fill, size=12)
+    for *points, label, x, y in (
+        ((270, 65), (428, 65), "a clean pass, followed log", 349, 55),
+        ((550, 65), (708, 65), "Committed covers it", 629, 55),
+        ((210, 82), (210, 104), "damage, log, worker", 280, 94),
+        ((140, 217), (218, 217), "device", 179, 207),
+        ((330, 217), (408, 217), "worker", 369, 207),
+        ((520, 217), (598, 217), "log", 559, 207),
+        ((710, 217), (778, 217), "follower", 744, 207),
+        ((275, 234), (275, 307), (313, 307), "killed", 250, 270),
+        ((465, 234), (465, 307), (538, 307), "no answer", 432, 270),
+        ((595, 290), (655, 236), "late", 606, 258),
+        ((650, 307), (825, 307), (825, 236), "timeout: a new worker", 738, 297),
+        ((370, 324), (370, 334), (850, 334), (850, 236), "a new worker", 735, 326),
+        ((130, 415), (218, 415), "", 0, 0),
+        ((340, 415), (478, 415), "stop, length", 409, 405),
+        ((600, 415), (738, 415), "last page committed", 669, 405),
+        ((265, 432), (265, 446), "", 0, 0),
+        ((295, 448), (295, 434), "", 0, 0),
+        ((540, 432), (540, 446), "", 0, 0),
+        ((480, 465), (400, 465), (400, 425), (342, 425), "repair first", 440, 455),
+    ):
+        sheet.arrow(*points)
+        if label:
+            sheet.text(x, y, label, size=11, ink=GREY)
+    for y, text in (
+        (378, "waits behind the prefix's own check"),
+        (438, "from any state but finished"),
+    ):
+        sheet.text(150 if y < 400 else 615, y + (0 if y < 400 else 27), text, at="start", size=11, ink=GREY)
+    sheet.text(290, 124, "the same tokens come again: provisional", at="start", size=11, ink=GREY)
+    return sheet.svg()
+
+
 def drawings() -> dict[str, str]:
     """The text of every drawing by its file's name; the timeline's only where one was measured."""
     measured = {"timeline.svg": draw_timeline(json.loads(TIMELINE.read_text()))} if TIMELINE.exists() else {}
@@ -639,6 +698,7 @@ def drawings() -> dict[str, str]:
         "units.svg": draw_units(),
         "memory.svg": draw_memory(),
         "step.svg": draw_step(),
+        "protocol.svg": draw_protocol(),
         "benchmark.svg": draw_benchmark(json.loads(RESULTS.read_text())),
         "growth.svg": draw_growth(json.loads(LOG_RESULTS.read_text())),
     }
