@@ -169,8 +169,13 @@ def detection(place: Place, log: LogWriter, cell: str) -> list[dict[str, object]
                 elif isinstance(event, RolledBack) and found < 0:
                     found = seen - at
             steps.append(found)
-        rows.append(row(cell, f"steps to detection, {where}", max(steps), {}, None, "steps"))
-        rows.append(row(cell, f"final too early, {where}", early, {}, None, "tokens"))
+        for metric, number, unit in (
+            ("steps to detection", max(steps), "steps"),
+            ("final too early", early, "tokens"),
+        ):
+            rows.append(
+                row(cell, f"{metric}, {where}", number, {}, None, unit) | {"metric": f"{metric}, {where}"}
+            )
         if min(steps) < 0:
             raise RuntimeError(f"a flipped bit in a {where} page was not found: {steps}")
     return rows

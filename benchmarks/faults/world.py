@@ -86,11 +86,14 @@ class World:
 
     @contextmanager
     def log(self) -> Iterator[WatchedLog]:
-        """A new log in a folder of its own."""
+        """A new log in a folder of its own. It holds an entry, as every log does in which an anchor was promoted: any history
+        continues an empty tree, so that a fork of it is no fault that anybody could find.
+        """
         with (
             tempfile.TemporaryDirectory() as folder,
             closing(WatchedLog(Path(folder) / "log", self.signer)) as log,
         ):
+            log.append([b"the beginning"])
             yield log
 
     @contextmanager
