@@ -38,9 +38,11 @@ bench: $(READY)  ## measurements into benchmarks/results/
 bench-audit: $(READY)  ## how fast a log is audited as it grows to 10^7 entries, and the memory that takes
 	$(VENV)/bin/python -m benchmarks.log_audit
 
-bench-gpu: $(READY)  ## the decode kernel and BLAKE3 on one GPU; PEERS=folder adds FlashAttention-3, FlashInfer and vLLM's kernel
+bench-gpu: $(READY)  ## the decode kernel, BLAKE3 and what verification costs, on one GPU; PEERS=folder adds FlashAttention-3, FlashInfer and vLLM's kernel
 	$(VENV)/bin/python -m benchmarks.attention_gpu $(if $(PEERS),--peers $(PEERS))
 	$(VENV)/bin/python -m benchmarks.blake3_gpu
+	$(VENV)/bin/python -m benchmarks.verification_gpu
+	$(VENV)/bin/python -m benchmarks.timeline
 
 sanitize: $(READY)  ## compute-sanitizer over small cases of the kernels, on one GPU
 	PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 1 $(SMALL_KERNELS)
