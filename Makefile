@@ -8,7 +8,7 @@ READY  := $(VENV)/.ready
 SMALL_KERNELS := $(VENV)/bin/python -m pytest -q tests/attention/test_decode.py tests/blake3/test_pages.py \
 	-k 'kernel_equals_naive or repeated or pages_equal'
 
-.PHONY: demo test sanitize lint interop protocol fuzz bench bench-audit bench-gpu bench-log crash-log figures docs clean
+.PHONY: demo test sanitize lint interop protocol fuzz bench bench-audit bench-gpu bench-log crash-log faults figures docs clean
 
 demo: $(READY)  ## the whole story on a real model, into demo-out/
 	$(VENV)/bin/fieldprint demo
@@ -53,6 +53,9 @@ bench-log: $(READY)  ## the log: durable appends, latency, proofs, growth to 10^
 
 crash-log: $(READY)  ## kill the log's writer at every call and at random; nothing acknowledged may be lost
 	$(VENV)/bin/python -m benchmarks.crash_log
+
+faults: $(READY)  ## damage of every kind while the engine runs; FAULTS='--device cuda --faults 20000' on a GPU
+	$(VENV)/bin/python -m benchmarks.faults $(FAULTS)
 
 figures:  ## the drawings of docs/kernel.md and docs/ledger.md, from the script and the committed results
 	$(PYTHON) docs/figures/draw.py

@@ -8,6 +8,7 @@ fault; nor is damage to a request whose answer is complete, since no token of it
 import ctypes
 import random
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -40,8 +41,8 @@ class Struck:
     """A fault that was injected.
 
     what: in words. step: decode steps before. pages: of the pool, that are damaged. indexes: by request that depends on it,
-    its pages; empty lists for a pinned page. known: by request, its tokens that were known by then. steps: until it was
-    found. outcome: "found"; "gone", where the slots were given up or written again before a token that depended on
+    its pages; empty lists for a pinned page. known: by request that has not got over it, its tokens that were known by then.
+    thread: that was killed. seen: whether a rollback has named damage of this kind. steps: until it was found. outcome: "found"; "gone", where the slots were given up or written again before a token that depended on
     them could be final; "idle", where nothing was to be found; "missed".
     """
 
@@ -53,6 +54,8 @@ class Struck:
     indexes: dict[int, list[int]] = field(default_factory=dict)
     known: dict[int, int] = field(default_factory=dict)
     pinned: bool = False
+    at: float = field(default_factory=time.monotonic)
+    thread: threading.Thread | None = None
     seen: bool = False
     outcome: str = ""
     steps: int = 0
@@ -73,7 +76,6 @@ class Injector:
         self.pool, self.pinned = world.pool, world.pinned
         self.hasher = SlotHasher(world.pool)
         self.struck: list[Struck] = []
-        self.times_damaged: dict[int, int] = {}
         self.stolen: dict[
             int, NDArray[np.uint8] | None
         ] = {}  # pages freed too early; what the new owner wrote
@@ -92,8 +94,7 @@ class Injector:
         """Do it; None if there is nothing that a fault of this kind could strike now."""
         chance = random.Random(fault.seed)  # noqa: S311
         if fault.kind in SERVICE_KINDS:
-            what = self._disturb(fault.kind, chance)
-            struck = Struck(fault, what, self.step, self.log.submissions) if what else None
+            struck = self._disturb(fault, chance)
         else:
             struck = self._damage(fault, chance, event)
         if struck is not None:
@@ -102,34 +103,47 @@ class Injector:
 
     # The log and the worker
 
-    def _disturb(self, kind: str, chance: random.Random) -> str:
-        """Says what was done."""
+    def _disturb(self, fault: Fault, chance: random.Random) -> Struck | None:
+        """One at a time, so that it is known which one a rollback comes from."""
         if any(struck.fault.kind in SERVICE_KINDS for struck in self.open):
-            return ""
-        if kind == "log refuses":
+            return None
+        what, thread = fault.kind, None
+        if fault.kind == "log refuses":
             count = chance.randint(1, 2)
             self.log.refuse(count)
-            return f"the log refuses {count} times"
-        if kind == "log hangs":
+            what = f"the log refuses {count} times"
+        elif fault.kind == "log hangs":
             self.log.hang()
-            return "the log hangs"
-        if kind == "log forks":
+        elif fault.kind == "log forks":
             shown = chance.random() < 0.5
             self.log.fork(shown=shown)
-            return f"the log forks, shown to readers: {shown}"
-        if kind == "log lies":
+            what = f"the log forks, shown to readers: {shown}"
+        elif fault.kind == "log lies":
             lie = chance.choice(sorted(LIES))
             self.log.lie(lie)
-            return f"the log lies: {lie}"
-        when = chance.choice(("before", "after", "idle"))
-        if when != "idle":
-            self.log.die(when)
-            return f"the worker dies {when} its next append"
-        if self.batch.committer is None or self.batch.committer.busy:
-            return (
-                ""  # inside the log it could die with the log's lock in its hand, which is a fault of the log
-            )
-        return "the worker dies while it waits for work" if _kill_committer() else ""
+            what = f"the log lies: {lie}"
+        else:
+            when = chance.choice(("before", "after", "idle"))
+            what = f"the worker dies, {when}"
+            if when != "idle":
+                self.log.die(when)
+            elif (thread := self._kill_committer()) is None:
+                return None
+        return Struck(fault, what, self.step, self.log.submissions, thread=thread)
+
+    def _kill_committer(self) -> threading.Thread | None:
+        """Raise SystemExit in the thread that waits for work; it dies of the next job.
+
+        At work inside the log it could die with the log's lock in its hand, which is a fault of the log.
+        """
+        threads = [
+            t for t in threading.enumerate() if t.name == "fieldprint-committer" and t.ident is not None
+        ]
+        if self.batch.committer is None or self.batch.committer.busy or not threads:
+            return None
+        set_exception: Callable[..., int] = ctypes.pythonapi.PyThreadState_SetAsyncExc
+        killed = set_exception(ctypes.c_ulong(threads[-1].ident or 0), ctypes.py_object(SystemExit))
+        return threads[-1] if killed == 1 else None
 
     # Memory
 
@@ -144,8 +158,6 @@ class Injector:
             what, done = self._overwrite(fault.kind, places, chance)
         if not done:
             return None
-        for page in pages:
-            self.times_damaged[page] = self.times_damaged.get(page, 0) + 1
         struck = Struck(fault, f"{what}: pages {pages}", self.step, self.log.submissions, tuple(pages))
         struck.pinned = places[0].row is None
         for row in self.batch.rows:
@@ -324,11 +336,6 @@ class Injector:
             return True
         return any(not np.array_equal(self._digests(p), self._expected(row, p)) for p in places)
 
-    def still_bound(self, struck: Struck, request: int) -> bool:
-        """Whether the request holds slots at the damaged places, whole again or not."""
-        bound = {place.index for place in self.bound(self.batch.rows[request])}
-        return struck.pinned or bool(bound.intersection(struck.indexes[request]))
-
     def _expected(self, row: Row, place: Place) -> NDArray[np.uint8]:
         start = place.index * row.sequence.page_size
         return row.digests[start : start + place.count]
@@ -336,12 +343,3 @@ class Injector:
     def _digests(self, place: Place) -> NDArray[np.uint8]:
         start = place.page * self.pool.layout.page_size
         return self.hasher.now(np.arange(start, start + place.count, dtype=np.int64))
-
-
-def _kill_committer() -> bool:
-    """Raise SystemExit in the newest thread of a committer; whether there is one."""
-    threads = [t for t in threading.enumerate() if t.name == "fieldprint-committer" and t.ident is not None]
-    if not threads:
-        return False
-    set_exception: Callable[..., int] = ctypes.pythonapi.PyThreadState_SetAsyncExc
-    return set_exception(ctypes.c_ulong(threads[-1].ident or 0), ctypes.py_object(SystemExit)) == 1

@@ -1,9 +1,7 @@
-"""The tests' faulty log, which also says what it was asked to append, and kills the thread that asks."""
+"""The tests' faulty log, which also kills the thread that appends, and says what has struck."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from fieldprint.note import NoteSigner
 from fieldprint.tlog import Appended, Pending
@@ -11,24 +9,23 @@ from tests.faulty_log import FaultyLog
 
 
 class WatchedLog(FaultyLog):
-    """Knows the abort entries of every submission, and dies on demand.
-
-    submissions: how many there were. aborts: of each submission, the parsed abort entries.
-    """
+    """Counts its submissions, and ends threads on demand."""
 
     def __init__(self, path: Path, signer: NoteSigner) -> None:
         self.submissions = 0
-        self.aborts: list[list[dict[str, Any]]] = []
         self._death = ""
         super().__init__(path, signer)
+
+    @property
+    def armed(self) -> bool:
+        """Whether a refusal, a fork, a lie or a death has not struck yet."""
+        return bool(self.disk.refusals or self._forks or self._lies or self._death)
 
     def die(self, when: str) -> None:
         """End the thread of the next append "before" or "after" it."""
         self._death = when
 
     def submit(self, entries: Sequence[bytes], *, urgent: bool = False) -> Pending:
-        aborts = [json.loads(entry) for entry in entries if b'"type":"abort"' in entry]
-        self.aborts.append(aborts)
         self.submissions += 1
         if self._death == "before":
             self._death = ""

@@ -15,11 +15,11 @@ CONTEXT_KINDS = {
     "page freed too early": 6,
 }
 SERVICE_KINDS = {
-    "log refuses": 4,
-    "log hangs": 1,
-    "log forks": 4,
-    "log lies": 6,
-    "worker killed": 4,
+    "log refuses": 9,
+    "log hangs": 2,
+    "log forks": 9,
+    "log lies": 12,
+    "worker killed": 10,
 }
 KINDS = PINNED_KINDS | CONTEXT_KINDS | SERVICE_KINDS
 """Every kind, and how often it is drawn."""

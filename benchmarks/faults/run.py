@@ -1,6 +1,5 @@
 """One run: a plan's faults strike a batch, the events are followed, and every fault has to come to its end."""
 
-import re
 import signal
 import time
 import traceback
@@ -63,6 +62,7 @@ class Run:
         self._wait = self._strikes[0].wait
         self._progress = True  # whether anything was committed since the last rollback
         self._injector: Injector | None = None
+        self._log_timeout = world.engine.settings.log_timeout
 
     def tell(self, line: str) -> None:
         """Pass it on, if somebody listens."""
@@ -152,17 +152,20 @@ class Run:
                 self._judge_damage(event, injector, struck)
 
     def _judge_service(self, event: RolledBack, injector: Injector, struck: Struck) -> None:
-        """A fault of the log or the worker is found when all of it has led to rollbacks."""
-        log, kind = injector.log, struck.fault.kind
-        in_flight = kind in (
-            "log refuses",
-            "log hangs",
-        )  # the disk's faults strike what was submitted before, too
-        since = max(0, struck.submissions - in_flight)
-        named = "the log refused" in event.reason or any(log.aborts[since:])
-        happened = log.submissions > since or "has died" in event.reason
-        if named and happened and not log.disk.refusals:
-            log.release()
+        """A fault of the log or the worker is found when all of it has struck, and a rollback comes of it.
+
+        The rollback may have another reason besides, which it then names.
+        """
+        if (
+            struck.fault.kind == "log hangs"
+        ):  # every submission hangs, so that any rollback that took so long waited for it
+            over = "did not answer" in event.reason or time.monotonic() - struck.at > self._log_timeout
+        elif struck.thread is not None:
+            over = not struck.thread.is_alive()
+        else:
+            over = not injector.log.armed
+        if over:
+            injector.log.release()
             struck.rollbacks += 1
             self._found(struck, injector)
 
@@ -181,7 +184,9 @@ class Run:
             struck.known[request] = min(struck.known[request], event.to)  # the damage is read again
             if not left:
                 struck.rollbacks += 1
-                struck.seen |= self._is_named(event, injector, struck)
+                struck.seen |= "a pinned page" in event.reason or (
+                    "a context page" in event.reason and not struck.pinned
+                )
         if not (left or isinstance(event, Provisional)):
             del struck.known[request]
             if not struck.known:
@@ -189,23 +194,6 @@ class Run:
                     self._found(struck, injector)
                 else:
                     struck.outcome = "gone"
-
-    def _is_named(self, event: RolledBack, injector: Injector, struck: Struck) -> bool:
-        """Whether the rollback is due to this damage: its kind is the reason, and it was repaired or reported."""
-        pinned = "a pinned page" in event.reason
-        if not pinned and (struck.pinned or "a context page" not in event.reason):
-            return False
-        if pinned or injector.still_bound(struck, event.request):
-            return True
-        terms = injector.batch.rows[event.request].terms
-        reasons = [
-            abort["reason"]
-            for aborts in injector.log.aborts[struck.submissions :]
-            for abort in aborts
-            if abort["request"] == terms.request
-        ]
-        named = {int(index) for reason in reasons for index in re.findall(r"\d+", reason)}
-        return bool(named.intersection(struck.indexes[event.request]))
 
     def _found(self, struck: Struck, injector: Injector) -> None:
         struck.outcome, struck.steps = "found", injector.step - struck.step
@@ -216,7 +204,7 @@ class Run:
     def _settle(self, log: WatchedLog) -> None:
         """The end of what is still open when the batch has ended."""
         for struck in self._injector.open if self._injector is not None else ():
-            idle = log.submissions == struck.submissions or "waits for work" in struck.what
+            idle = log.submissions == struck.submissions or struck.thread is not None or log.armed
             struck.outcome = "idle" if struck.fault.kind in SERVICE_KINDS and idle else "missed"
 
     def _check_receipts(self, reader: Reader, log: WatchedLog) -> None:
@@ -232,17 +220,13 @@ class Run:
     def _check_pages(self) -> None:
         """No page is lost, and none is taken from somebody else; whatever was wrong, the pool is whole afterwards."""
         wrong, pool, pinned = self.outcome.wrong, self.world.pool, self.world.pinned
-        damaged: dict[int, int] = {}
         if self._injector is not None:
             for struck in self._injector.open:
                 struck.outcome = "missed"
             wrong += self._injector.give_back()
-            damaged = self._injector.times_damaged
         for page in set(range(pool.num_pages)).difference(pinned.pages):
             count = pool.references(page)
-            if count and (
-                count > 1 or damaged.get(page, 0) < 2
-            ):  # one that was damaged twice is given to nobody
+            if count:
                 wrong.append(f"page {page} is lost: nobody holds it, and {count} references are counted")
             pool.release([page] * count)
         pool.check_conservation(list(pinned.pages))
