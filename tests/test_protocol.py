@@ -62,7 +62,6 @@ def test_the_page_names_every_invariant_and_mutant_and_tests_that_exist() -> Non
         assert re.search(rf"^(def {name}\(|{name} = )", (ROOT / path).read_text(), re.MULTILINE), name
 
 
-@pytest.mark.protocol
 def test_without_a_compiler_the_error_says_what_is_missing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
