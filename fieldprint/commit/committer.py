@@ -15,7 +15,7 @@ is bound. One job is in flight at a time. A worker that dies, or whose log does 
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -91,13 +91,15 @@ class CommitJob:
     """What one pass checks and commits.
 
     pinned: [A, 32], the promoted digests of the anchor's slots. hashing: what lies there now, and then in the requests'
-    slots, in this order.
+    slots, in this order. repaired: asked once they are there, whether somebody has written the pinned pages again since the
+    job's tokens were begun, so that they may come from what is not there any more.
     """
 
     page_size: int
     pinned: Digests
     requests: tuple[RequestJob, ...]
     hashing: Hashing
+    repaired: Callable[[], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +261,8 @@ class _Worker:
     def _pass(self, job: CommitJob, result: CommitResult) -> None:
         found = job.hashing.digests()
         at = len(job.pinned)
-        result.damaged_pinned = _pages((found[:at] != job.pinned).any(1).nonzero()[0], job.page_size)
+        suspect = np.full(at, job.repaired()) | (found[:at] != job.pinned).any(1)
+        result.damaged_pinned = _pages(suspect.nonzero()[0], job.page_size)
         leaves: list[tuple[int, CommittedPage]] = []
         aborts: list[bytes] = []
         for request in job.requests:

@@ -79,6 +79,8 @@ class Batch:
         self.flight: Flight | None = None  # the step whose tokens are not known yet
         self.scratch: list[int] = []  # the page that padding writes to
         self.leased = np.empty(0, dtype=np.int64)  # pages on which the job in flight has a reference
+        self.lease = self.leased  # their generations then
+        self.repairs = 0 if anchor is None else anchor.repairs  # of the anchor, that this batch went back for
         self.faults = 0
 
     def add(self, requests: Sequence[GenerationRequest]) -> None:
@@ -275,11 +277,17 @@ class Batch:
         slots = [self.watch.pinned_slots, *(job.slots for job in jobs)]
         self.leased = np.concatenate([np.unique(job.slots // size) for job in jobs] or [self.leased])
         self.pool.share(self.leased)
+        self.lease = self.pool.generations(self.leased)
         hashing = self.watch.hasher.later(np.concatenate(slots))
-        self.committer.submit(CommitJob(size, self.watch.pinned_digests, tuple(jobs), hashing))
+        self.committer.submit(
+            CommitJob(size, self.watch.pinned_digests, tuple(jobs), hashing, self._repaired)
+        )
+
+    def _repaired(self) -> bool:
+        return self.anchor is not None and self.anchor.repairs != self.repairs
 
     def _end_lease(self) -> None:
-        self.pool.release(self.leased)
+        self.pool.release(self.leased[self.pool.generations(self.leased) == self.lease])
         self.leased = self.leased[:0]
 
     def _pass_over_everything(self) -> Iterator[Event]:
@@ -320,9 +328,11 @@ class Batch:
         self.watch.land(wait=True)
         self._replace_lost()
         pinned = bool(result.damaged_pinned)
-        if self.anchor is not None and self.anchor.damaged():
-            self.anchor.rewrite()
-            pinned = True
+        if self.anchor is not None:
+            if self.anchor.damaged():
+                self.anchor.rewrite()
+            pinned |= self._repaired()
+            self.repairs = self.anchor.repairs
         rows = [row for row in self.rows if not row.finished]
         # As it is now: more may have been damaged since the pass. What is rebuilt starts from pages that are whole.
         damaged = {row.index: row.damaged_pages(self.watch.hasher) for row in rows}

@@ -4,6 +4,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fieldprint.commit.follower import LogFollower
 from fieldprint.decoder import Decoder, Injection
@@ -16,7 +17,7 @@ from fieldprint.generate.request import (
     GenerationRequest,
     Prefix,
 )
-from fieldprint.kvcache import PagedSequence, PagePool
+from fieldprint.kvcache import PagedSequence, PagePool, SlotHasher
 from fieldprint.note import VerifierKey
 from fieldprint.promote import PinnedAnchor
 from fieldprint.tlog import LogWriter
@@ -73,9 +74,12 @@ class Engine:
     ) -> Prefix:
         """A beginning that several requests can share, computed once.
 
+        Every slot is hashed again before its page is evicted or the prefix is handed out, so that a later chunk was not
+        computed from damage that nobody saw.
+
         Raises:
             CapacityError: the pool cannot hold it.
-            IntegrityError: the anchor's pages were damaged meanwhile; they are whole again.
+            IntegrityError: pages were damaged meanwhile; the anchor's are whole again.
         """
         attention = attention or AttentionSettings()
         batch = Batch(self, anchor, attention, None, None)
@@ -89,6 +93,8 @@ class Engine:
                 batch.passes.forward_chunk(sequence, chunk)
                 chunks.append((start, start + len(chunk)))
                 digests.append(batch.watch.hasher.now(sequence.slots(*chunks[-1])))
+                if batch.window is not None or start + size >= len(tokens):
+                    _check_held(sequence, np.concatenate(digests), batch.watch.hasher)
                 if batch.window is not None:  # a rollback computes the last chunk again: keep what it sees
                     sequence.evict_before(start - max(batch.window, 2) + 1, num_sinks=attention.num_sinks)
             if anchor is not None and anchor.damaged():
@@ -179,3 +185,12 @@ class Engine:
     def text(self, tokens: Sequence[int]) -> str:
         """The text of an answer's tokens."""
         return self._decode(tokens)
+
+
+def _check_held(sequence: PagedSequence, digests: NDArray[np.uint8], hasher: SlotHasher) -> None:
+    slots = sequence.slots(0, len(digests))
+    held = slots >= 0
+    if not np.array_equal(hasher.now(slots[held]), digests[held]):
+        raise IntegrityError(
+            "a page was damaged while the prefix was computed", remedy="Compute the prefix again"
+        )

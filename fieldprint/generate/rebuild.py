@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from fieldprint.errors import IntegrityError
 from fieldprint.generate.passes import Passes, Steps
 from fieldprint.generate.row import Row
 from fieldprint.kvcache import EVICTED, PagedSequence, SlotHasher
@@ -12,10 +11,8 @@ def rebuild_pages(passes: Passes, steps: Steps, hasher: SlotHasher, row: Row, da
     """Write the `damaged` pages of `row` again: the passes that made them are run again, in their shapes.
 
     A twin of the sequence is computed from the last place before the damage whose visible pages are all there, else
-    from the start; each damaged page is copied from the twin once its slots have the digests that are bound to them.
-
-    Raises:
-        IntegrityError: the recomputed page is not the one that was committed.
+    from the start; each damaged page is copied from the twin once its slots have the digests that are bound to them. One that
+    comes out otherwise, because more was damaged meanwhile, stays as it is: the next pass finds it again.
     """
     size = row.sequence.page_size
     shared = 0 if row.request.prefix is None else len(row.request.prefix.tokens) // size * size
@@ -31,13 +28,9 @@ def rebuild_pages(passes: Passes, steps: Steps, hasher: SlotHasher, row: Row, da
         while twin.length < end:
             _replay_next(passes, steps, row, twin)
             for index in [i for i in wanted if twin.length >= min((i + 1) * size, end)]:
-                if not _is_bound(hasher, row, index, twin):
-                    raise IntegrityError(
-                        f"page {index} was rebuilt from committed tokens and differs from what was committed",
-                        remedy="Audit the receipts of this request by recomputation",
-                    )
-                target = passes.pool.storage[:, :, row.sequence.pages[index]]
-                target.copy_(passes.pool.storage[:, :, twin.pages[index]])
+                if _is_bound(hasher, row, index, twin):
+                    target = passes.pool.storage[:, :, row.sequence.pages[index]]
+                    target.copy_(passes.pool.storage[:, :, twin.pages[index]])
                 wanted.remove(index)
             if passes.window is not None and wanted:
                 oldest = min(twin.length - passes.window + 1, min(wanted) * size)

@@ -17,11 +17,12 @@ from fieldprint.promote.fieldprint import PAGE_SIZE, Fieldprint, compute_fieldpr
 from fieldprint.verify import VerifiedAnchor
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class PinnedAnchor:
     """An anchor in pinned pages of one pool, with what is needed to watch and to rebuild it.
 
     `digests` are BLAKE3 digests of the resident bytes, a token each, computed from the verified codes and not from the pages.
+    `repairs` counts how often the pages were written again: what was computed since the last look before may be wrong.
     """
 
     verified: VerifiedAnchor
@@ -31,6 +32,7 @@ class PinnedAnchor:
     pages: tuple[int, ...]
     digests: NDArray[np.uint8]
     hasher: SlotHasher
+    repairs: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -88,6 +90,7 @@ class PinnedAnchor:
             raise IntegrityError(
                 "the codes of the anchor are damaged in host memory", remedy="Promote the anchor again"
             )
+        self.repairs += 1
         _write(self.pool, self.pages, self.fieldprint.values(self.pool.layout.dtype))
         if self.damaged():
             raise IntegrityError(

@@ -1,7 +1,4 @@
-"""Counterexamples of the model (docs/protocol.md) that the engine runs into too; each is strictly expected to fail.
-
-Whoever closes one of them takes its mark away, and the test stays.
-"""
+"""Counterexamples of the model's mutants (docs/protocol.md), played on the engine."""
 
 # ruff: noqa: F811  # fixtures of another file are imported by their names
 
@@ -47,7 +44,6 @@ def continued(world: World, model: LoadedModel, prefix: Prefix, log: FaultyLog) 
     return [results[0], results[1]]
 
 
-@pytest.mark.xfail(strict=True, raises=(AssertionError, IntegrityError), reason="mutant PREFIX_UNCHECKED")
 def test_a_flip_while_a_prefix_is_computed_is_never_committed(
     world: World, model: LoadedModel, anchor: Anchor, log: FaultyLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -78,7 +74,6 @@ def test_a_flip_while_a_prefix_is_computed_is_never_committed(
     assert same  # pytest's own account of where two such lists differ takes long
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="mutant SILENT_REPAIR")
 def test_an_anchor_that_somebody_else_repairs_takes_its_readers_back(
     model: LoadedModel, anchor: Anchor, log: FaultyLog, undisturbed: list[bytes]
 ) -> None:
@@ -104,7 +99,6 @@ def test_an_anchor_that_somebody_else_repairs_takes_its_readers_back(
     assert backs(events) and same
 
 
-@pytest.mark.xfail(strict=True, raises=IntegrityError, reason="mutant REBUILD_ONCE")
 def test_a_second_fault_during_a_repair_is_repaired_too(
     world: World, log: FaultyLog, undisturbed: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
