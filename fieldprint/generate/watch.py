@@ -18,19 +18,24 @@ from fieldprint.promote import PinnedAnchor
 Slots = NDArray[np.int64]
 Digests = NDArray[np.uint8]
 
+PATIENCE = (
+    8  # steps that the scrubber may take for a look; then the loop looks itself, in case that it has died
+)
+
 
 @dataclass(slots=True)
 class _Look:
     """Slots that are being hashed: new ones of rows, or old ones with the digests that are bound to them.
 
     rows: by index; one that was rolled back or has ended meanwhile is taken out. spans: first new position of a row, and
-    how many.
+    how many. step: at which they were asked for.
     """
 
     rows: dict[int, Row]
     spans: dict[int, tuple[int, int]]
     expected: Digests
     hashing: Hashing
+    step: int
 
 
 class Watch:
@@ -75,7 +80,7 @@ class Watch:
         """Take what is there; with `wait`, everything."""
         looks, self.pending = self.pending, []
         for look in looks:
-            if not wait and not look.hashing.ready():
+            if not (wait or look.hashing.ready() or self.step - look.step > PATIENCE):
                 self.pending.append(look)
                 continue
             found, at = look.hashing.digests(), 0
@@ -97,7 +102,7 @@ class Watch:
         new = [rows[index].sequence.slots(start, start + count) for index, (start, count) in spans.items()]
         none = self.pinned_digests[:0]
         if self._thread is None:
-            self.pending.append(_Look(rows, spans, none, self.hasher.later(np.concatenate(new))))
+            self.pending.append(_Look(rows, spans, none, self.hasher.later(np.concatenate(new)), self.step))
         else:
             for (index, (start, _)), slots in zip(spans.items(), new, strict=True):
                 rows[index].take_digests(start, self.hasher.now(slots))
@@ -105,7 +110,7 @@ class Watch:
             slots = np.concatenate([slots for slots, _ in due])
             expected = np.concatenate([digests for _, digests in due])
             hashing = self._scrubber.later(slots, behind_queue=False)
-            self.pending.append(_Look({}, {}, expected, hashing))
+            self.pending.append(_Look({}, {}, expected, hashing, self.step))
 
     def due(self, rows: Sequence[Row]) -> list[tuple[Slots, Digests]]:
         """The pinned slots at their interval; and of rows that no pass has checked for 1 / budget steps, as much as may be."""

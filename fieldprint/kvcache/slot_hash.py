@@ -70,7 +70,7 @@ class SlotHasher:
         if self._stream is not None:
             return _OnDevice(self._pool, slots, self._stream, behind_queue=behind_queue)
         if self._executor is not None:
-            return _InThread(self._executor.submit(self.on_host, slots))
+            return _InThread(self, slots, self._executor.submit(self.on_host, slots))
         return _WhenAsked(self, slots)
 
     def on_host(self, slots: Slots) -> Digests:
@@ -110,15 +110,17 @@ class _WhenAsked:
 
 
 class _InThread:
-    """On a CPU: hashed by a thread."""
+    """On a CPU: hashed by a thread, or by whoever asks if the thread did not come to it or has died."""
 
-    def __init__(self, future: "Future[Digests]") -> None:
-        self._future = future
+    def __init__(self, hasher: SlotHasher, slots: Slots, future: "Future[Digests]") -> None:
+        self._hasher, self._slots, self._future = hasher, slots, future
 
     def ready(self) -> bool:
         return self._future.done()
 
     def digests(self) -> Digests:
+        if self._future.cancel() or self._future.exception() is not None:
+            return self._hasher.on_host(self._slots)
         return self._future.result()
 
 

@@ -1,6 +1,8 @@
 """Slot digests: against the bytes themselves, on a CPU at once and by a thread, and on a GPU behind a stream."""
 
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import blake3
 import numpy as np
@@ -84,3 +86,28 @@ def test_hashing_on_a_gpu_waits_for_what_was_queued_before_and_for_nothing_after
         torch.cuda.set_sync_debug_mode("default")
         found = hashing.digests()
         assert hashing.ready() and found[0].tobytes() == naive(pool, 0), value
+
+
+class Killed(ThreadPoolExecutor):
+    """A thread that takes the work and dies: before it begins, or of it."""
+
+    def __init__(self, *, of_it: bool) -> None:
+        super().__init__(1)
+        self.of_it = of_it
+
+    def submit(self, work: Callable[..., Any], /, *arguments: Any, **options: Any) -> "Future[Any]":
+        future: Future[Any] = Future()
+        if self.of_it:
+            future.set_running_or_notify_cancel()
+            future.set_exception(SystemExit())
+        return future
+
+
+@pytest.mark.parametrize("of_it", [False, True])
+def test_digests_come_although_the_thread_has_died(of_it: bool) -> None:
+    pool = PagePool(LAYOUT, 10)
+    pool.storage.normal_()
+    slots = np.arange(40)
+    with Killed(of_it=of_it) as executor:
+        later = SlotHasher(pool, executor).later(slots)
+        assert np.array_equal(later.digests(), SlotHasher(pool).now(slots))
