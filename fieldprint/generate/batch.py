@@ -288,7 +288,7 @@ class Batch:
 
     def _end_lease(self) -> None:
         self.pool.release(self.leased[self.pool.generations(self.leased) == self.lease])
-        self.leased = self.leased[:0]
+        self.leased, self.lease = self.leased[:0], self.lease[:0]
 
     def _pass_over_everything(self) -> Iterator[Event]:
         """What is in flight, then a pass that finds whatever raised the alarm, if it is still there."""
