@@ -40,14 +40,16 @@ SHOWN_MISSES = 20
 
 def parts_of(options: argparse.Namespace) -> list[Part]:
     """What the options ask for."""
-    layers = options.layers if options.layers is not None else 2 if options.device == "cpu" else 0
-    whole = options.whole if options.whole is not None else 40 if options.device == "cpu" else 0
+    cpu = options.device == "cpu"
+    layers = options.layers if options.layers is not None else 2 if cpu else 4
+    whole = options.whole if options.whole is not None else 40 if cpu else 1000
+    whole = min(whole, options.faults) if layers else 0
     cut = f"the first {layers} layers" if layers else "the whole model"
     device, first = options.device, options.seed
     found = [
         Part(f"{cut}, {options.dtype}", device, options.dtype, layers or None, options.faults - whole, first)
     ]
-    if whole and layers:
+    if whole:
         found.append(Part(f"the whole model, {options.dtype}", device, options.dtype, None, whole, first))
     return found
 
@@ -94,7 +96,7 @@ def tell_miss(record: Record, options: argparse.Namespace, console: Console) -> 
 def replay(options: argparse.Namespace, console: Console) -> int:
     """Play one seed and tell everything; 1 if it is a miss."""
     part = parts_of(options)[0]
-    plan = plan_of(options.replay, options.only or KINDS)
+    plan = plan_of(options.replay, options.only or KINDS, burst=part.burst)
     for strike in plan.strikes:
         console.print(str(strike), markup=False)
     record = Player(part).play(
@@ -121,8 +123,10 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), help="float32 on a CPU, bfloat16 on a GPU"
     )
-    parser.add_argument("--layers", type=int, help="of the demo model; 0 for all; 2 on a CPU, all on a GPU")
-    parser.add_argument("--whole", type=int, help="so many of the faults on the whole model; 40 on a CPU")
+    parser.add_argument("--layers", type=int, help="of the demo model; 0 for all; 2 on a CPU, 4 on a GPU")
+    parser.add_argument(
+        "--whole", type=int, help="so many of the faults on the whole model; 40 on a CPU, 1,000 on a GPU"
+    )
     parser.add_argument(
         "--only", nargs="+", choices=tuple(KINDS), metavar="KIND", help="of these kinds alone"
     )
@@ -147,7 +151,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.replay is not None:
         return replay(options, console)
     started = time.monotonic()
-    parts = run_campaign(options, console)
+    try:
+        parts = run_campaign(options, console)
+    except KeyboardInterrupt:
+        console.print("Interrupted. The same command goes on from here.")
+        return 130
     rows = [row for part, records in parts for row in rows_of(part, records)]
     rows.append(row("all", "seconds of this call", round(time.monotonic() - started, 1)))
     misses = sum(is_miss(record) for _, records in parts for record in records)

@@ -34,7 +34,17 @@ class Part:
     @property
     def seeds_per_scene(self) -> int:
         """Runs of one scene in a row: on a GPU each scene has a graph of its own, which takes a second to capture."""
-        return 1 if self.device == "cpu" else 16
+        return 1 if self.device == "cpu" else 8
+
+    @property
+    def rows(self) -> int:
+        """Requests of a batch."""
+        return 8 if self.device == "cpu" else 16
+
+    @property
+    def burst(self) -> int:
+        """Faults that may strike at once."""
+        return 12 if self.device == "cpu" else 40
 
 
 class Player:
@@ -48,14 +58,16 @@ class Player:
         if part.device == "cpu":
             torch.set_num_threads(1)
         self.part = part
-        self.world = make_world(layers=part.layers, device=part.device, dtype=getattr(torch, part.dtype))
+        self.world = make_world(
+            layers=part.layers, device=part.device, dtype=getattr(torch, part.dtype), rows=part.rows
+        )
 
     def play(self, seed: int, kinds: Sequence[str], tell: Callable[[str], None] | None = None) -> Record:
         """What came of the run of `seed`, as plain values."""
         from benchmarks.faults.run import Run
 
         scene = self.world.scenes[seed // self.part.seeds_per_scene % len(self.world.scenes)]
-        outcome = Run(self.world, scene, plan_of(seed, kinds), tell).play()
+        outcome = Run(self.world, scene, plan_of(seed, kinds, burst=self.part.burst), tell).play()
         return {
             "part": self.part.name,
             "seed": seed,

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.faults.log import WatchedLog
-from benchmarks.faults.plan import SERVICE_KINDS, Fault
+from benchmarks.faults.plan import PINNED_KINDS, SERVICE_KINDS, Fault
 from benchmarks.faults.world import World
 from fieldprint.generate import Event, Provisional
 from fieldprint.generate.batch import Batch
@@ -152,6 +152,8 @@ class Injector:
         if not places:
             return None
         pages = [place.page for place in places]
+        if "scrubber killed" in fault.kind and _kill("fieldprint-scrubber") is None:
+            return None  # on a GPU there is no such thread
         if fault.kind == "page freed too early":
             what, done = "freed and taken by somebody else", self._free(places[0], chance)
         else:
@@ -172,7 +174,7 @@ class Injector:
     def _choose(self, kind: str, chance: random.Random, event: Event) -> list[Place]:
         """Where: one page, or two for a swap, or all of the anchor's."""
         taken = {page for struck in self.open for page in struck.pages}
-        if kind in ("bit flip in a pinned page", "swapped anchor"):
+        if kind in PINNED_KINDS:
             size, whole = self.pool.layout.page_size, self.pinned.num_tokens
             pinned = [
                 Place(None, i, page, min(size, whole - i * size)) for i, page in enumerate(self.pinned.pages)
@@ -343,3 +345,13 @@ class Injector:
     def _digests(self, place: Place) -> NDArray[np.uint8]:
         start = place.page * self.pool.layout.page_size
         return self.hasher.now(np.arange(start, start + place.count, dtype=np.int64))
+
+
+def _kill(name: str) -> threading.Thread | None:
+    """The newest thread of that name, in which SystemExit is raised as soon as it runs; None if there is none."""
+    threads = [t for t in threading.enumerate() if t.name.startswith(name) and t.ident is not None]
+    if not threads:
+        return None
+    set_exception: Callable[..., int] = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    killed = set_exception(ctypes.c_ulong(threads[-1].ident or 0), ctypes.py_object(SystemExit))
+    return threads[-1] if killed == 1 else None

@@ -4,7 +4,11 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-PINNED_KINDS = {"bit flip in a pinned page": 12, "swapped anchor": 6}
+PINNED_KINDS = {
+    "bit flip in a pinned page": 12,
+    "bit flip in a pinned page, and the scrubber killed": 3,
+    "swapped anchor": 6,
+}
 CONTEXT_KINDS = {
     "bit flip in a committed page": 14,
     "bit flip in the newest page": 14,
@@ -25,7 +29,6 @@ KINDS = PINNED_KINDS | CONTEXT_KINDS | SERVICE_KINDS
 """Every kind, and how often it is drawn."""
 
 MAX_STRIKES = 12
-MAX_BURST = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,18 +59,18 @@ class Plan:
     strikes: tuple[Strike, ...]
 
 
-def plan_of(seed: int, kinds: Iterable[str] = KINDS) -> Plan:
-    """The plan of a seed, always the same; drawn from `kinds` alone."""
+def plan_of(seed: int, kinds: Iterable[str] = KINDS, *, burst: int = 12) -> Plan:
+    """The plan of a seed, always the same; drawn from `kinds` alone, up to `burst` faults at a time."""
     chance = random.Random(f"fieldprint fault plan {seed}")  # noqa: S311
     kinds = list(kinds)
     memory = [kind for kind in kinds if kind not in SERVICE_KINDS]
-    return Plan(seed, tuple(_strike(chance, kinds, memory) for _ in range(MAX_STRIKES)))
+    return Plan(seed, tuple(_strike(chance, kinds, memory, burst) for _ in range(MAX_STRIKES)))
 
 
-def _strike(chance: random.Random, kinds: Sequence[str], memory: Sequence[str]) -> Strike:
+def _strike(chance: random.Random, kinds: Sequence[str], memory: Sequence[str], burst: int) -> Strike:
     faults = [_fault(chance, kinds)]
     if memory and chance.random() < 0.75:  # a burst has one fault of the log or the worker at most
-        faults += [_fault(chance, memory) for _ in range(chance.randint(1, MAX_BURST - 1))]
+        faults += [_fault(chance, memory) for _ in range(chance.randint(1, burst - 1))]
     again = _fault(chance, memory) if memory and chance.random() < 0.15 else None
     if any(fault.kind in SERVICE_KINDS for fault in faults):
         again = None  # three passes in a row may fail, and these two would be too many

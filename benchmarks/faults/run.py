@@ -20,7 +20,7 @@ from fieldprint.pipeline import receipt_of
 from fieldprint.tlog import LogReader
 from fieldprint.verify import verify_receipt
 
-MAX_SECONDS = 120.0
+MAX_SECONDS = 300.0
 
 
 class HungError(Exception):

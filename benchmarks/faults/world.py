@@ -1,7 +1,7 @@
 """Real weights, an engine with an anchor in its pool, and scenes whose undisturbed results are known."""
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -47,9 +47,9 @@ QUESTIONS = (
     "Describe a mountain to somebody who has never seen one. " + LONG * 3,
     "Give me advice for a job interview.",
 )
-SETTINGS = EngineSettings(chunk_size=64, commit_interval=16, log_timeout=0.5)
+SETTINGS = EngineSettings(chunk_size=64, commit_interval=16, log_timeout=1.0)
 NUM_PAGES = 640
-CUT_VOCABULARY = 8192
+CUT_VOCABULARY = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ def make_world(
     layers: int | None = None,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
-    make_engine: Callable[..., Engine] = Engine,
+    rows: int = 8,
     **settings: Any,
 ) -> World:
     """The demo model, or its first `layers`, with an engine on `device`.
@@ -144,7 +144,7 @@ def make_world(
         layers: None for all.
         device: where the engine computes; the anchor is realized on the CPU.
         dtype: of the engine.
-        make_engine: of `Engine`'s arguments.
+        rows: requests of a scene.
         settings: fields of EngineSettings other than those of SETTINGS.
     """
     model = load_model(prepare_demo_model())
@@ -172,26 +172,26 @@ def make_world(
         path = Path(folder) / "anchor.safetensors"
         fieldprint.save(path)
         pinned = promote_anchor(verified, decoder, pool, tokens, fieldprint_file=path)
-    engine = make_engine(decoder, pool, decode=model.decode, model=model.digest, settings=chosen)
+    engine = Engine(decoder, pool, decode=model.decode, model=model.digest, settings=chosen)
     other = compute_fieldprint(model.decoder, model.system_tokens(OTHER_ANCHOR)[: len(tokens)])
     values = other.values(decoder.dtype).to(device)
-    return World(model, engine, pinned, signed, values, policy, signer, scenes_of(model), {})
+    return World(model, engine, pinned, signed, values, policy, signer, scenes_of(model, rows), {})
 
 
-def scenes_of(model: LoadedModel) -> tuple[Scene, ...]:
+def scenes_of(model: LoadedModel, rows: int) -> tuple[Scene, ...]:
     """Plain and seeded batches, a window with eviction, and a prefix that requests share."""
-    prompts = [tuple(model.chat_tokens(question)) for question in QUESTIONS]
-    samplers = [Sampler(0.8, 0.95, seed) for seed in range(len(prompts))]
+    prompts = [tuple(model.chat_tokens(QUESTIONS[i % len(QUESTIONS)])) for i in range(rows)]
+    samplers = [Sampler(0.8, 0.95, seed) for seed in range(rows)]
 
-    def requests(count: int, *, seeded: bool = False) -> tuple[GenerationRequest, ...]:
+    def requests(*, seeded: bool = False) -> tuple[GenerationRequest, ...]:
         return tuple(
-            GenerationRequest(prompt, 72 - 3 * i, samplers[i] if seeded else Sampler(), salt=bytes([i] * 16))
-            for i, prompt in enumerate(prompts[:count])
+            GenerationRequest(prompt, 72 - 2 * i, samplers[i] if seeded else Sampler(), salt=bytes([i] * 16))
+            for i, prompt in enumerate(prompts)
         )
 
     return (
-        Scene("plain", AttentionSettings("floor", 0.1), requests(8)),
-        Scene("seeded", AttentionSettings("floor", 0.3), requests(8, seeded=True)),
-        Scene("window", AttentionSettings("mixture", 0.2, window=56, num_sinks=4), requests(8)),
-        Scene("prefix", AttentionSettings(), requests(8), tuple(model.encode(LONG * 6))),
+        Scene("plain", AttentionSettings("floor", 0.1), requests()),
+        Scene("seeded", AttentionSettings("floor", 0.3), requests(seeded=True)),
+        Scene("window", AttentionSettings("mixture", 0.2, window=56, num_sinks=4), requests()),
+        Scene("prefix", AttentionSettings(), requests(), tuple(model.encode(LONG * 6))),
     )
