@@ -31,9 +31,10 @@ from benchmarks.faults.campaign import (
     played,
     row,
     rows_of,
+    table_of,
 )
 from benchmarks.faults.plan import KINDS, plan_of
-from benchmarks.record import write_results
+from benchmarks.record import ROOT, write_results
 
 SHOWN_MISSES = 20
 
@@ -137,6 +138,9 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--state", type=Path, help=f"kept to go on from; {_default_state('DEVICE')}")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+    parser.add_argument(
+        "--table", action="store_true", help="print the recorded results for docs/faults.md, run nothing"
+    )
     parser.add_argument("--no-record", action="store_true", help="write no file into benchmarks/results")
     options = parser.parse_args(arguments)
     options.dtype = options.dtype or ("float32" if options.device == "cpu" else "bfloat16")
@@ -148,6 +152,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """0 if every fault was found and nothing else was wrong; 1 if there was a miss."""
     options = _arguments(arguments)
     console = Console(stderr=True)
+    name = "faults_cpu" if options.device == "cpu" else "faults_gpu"
+    if options.table:
+        sys.stdout.write(table_of(json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())))
+        return 0
     if options.replay is not None:
         return replay(options, console)
     started = time.monotonic()
@@ -167,7 +175,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{part.name}: {number} faults in {len(records)} runs, {sum(map(is_miss, records))} runs with a miss"
         )
     if not options.no_record:
-        name = "faults_cpu" if options.device == "cpu" else "faults_gpu"
         command = " ".join(
             ["python -m benchmarks.faults", *(sys.argv[1:] if arguments is None else arguments)]
         )

@@ -1,6 +1,7 @@
 """Many runs, in as many processes as wanted: records that are kept, counts, and what is a miss."""
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Generator, Sequence
@@ -57,6 +58,8 @@ class Player:
 
         if part.device == "cpu":
             torch.set_num_threads(1)
+        # It tells at length of each thread that is killed.
+        logging.getLogger("concurrent.futures").disabled = True
         self.part = part
         self.world = make_world(
             layers=part.layers, device=part.device, dtype=getattr(torch, part.dtype), rows=part.rows
@@ -196,3 +199,29 @@ def rows_of(part: Part, records: Sequence[Record]) -> list[Record]:
 
 def row(cell: str, metric: str, number: float) -> Record:
     return {"cell": cell, "metric": metric, "unit": "", "ours": number, "peers": {}, "ratio": None}
+
+
+def table_of(result: Record) -> str:
+    """A results file as the table of docs/faults.md."""
+    found = {(row["cell"], row["metric"]): row["ours"] for row in result["rows"]}
+    lines = [f"{result['device']}, commit {result['commit'][:7]}:", ""]
+    for part in [cell for cell, metric in found if metric == "misses"]:
+        lines += [
+            f"| {part} | injected | found | steps until found, mean | most |",
+            "|---|---:|---:|---:|---:|",
+        ]
+        for kind in KINDS:
+            cell = f"{part}: {kind}"
+            if (cell, "injected") in found:
+                names = ("injected", "found", "steps until found, mean", "steps until found, most")
+                numbers = " | ".join(f"{found[cell, name]:,}" for name in names)
+                lines.append(f"| {kind} | {numbers} |")
+        counts = {metric: number for (cell, metric), number in found.items() if cell == part}
+        lines += [
+            "",
+            f"{counts['faults']:,} faults in {counts['runs']:,} runs, {counts['misses']:,} misses; "
+            f"{counts['tokens released']:,} tokens released, {counts['tokens released unverified']:,} of them unverified; "
+            f"{counts['receipts verified']:,} receipts verified.",
+            "",
+        ]
+    return "\n".join(lines)

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from benchmarks.faults.__main__ import main  # noqa: E402
-from benchmarks.faults.campaign import Part, State, counted, is_miss, rows_of  # noqa: E402
+from benchmarks.faults.campaign import Part, State, counted, is_miss, rows_of, table_of  # noqa: E402
 from benchmarks.faults.observe import Reader  # noqa: E402
 from benchmarks.faults.plan import KINDS, SERVICE_KINDS, Fault, Plan, Strike, plan_of  # noqa: E402
 from benchmarks.faults.run import Run  # noqa: E402
@@ -198,3 +198,22 @@ def test_an_interrupted_campaign_goes_on_where_it_was(tmp_path: Path) -> None:
     path.write_text(whole)
     assert State(path, {"code": "a"}).records == [record(0, FOUND), record(1, GONE)]
     assert State(path, {"code": "b"}).records == []
+
+
+ROOT = Path(__file__).parent.parent.parent
+RESULTS = sorted((ROOT / "benchmarks" / "results").glob("faults_*.json"))
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_the_documented_counts_are_the_recorded_ones(path: Path) -> None:
+    assert table_of(json.loads(path.read_text())).strip() in (ROOT / "docs" / "faults.md").read_text()
+
+
+def test_a_table_has_a_line_for_each_kind_and_the_sums() -> None:
+    rows = rows_of(Part("p", "cpu", "float32", 2, 9, 0), [record(0, FOUND, ["log hangs", "found", 1, 1, ""])])
+    table = table_of({"device": "2 cores", "commit": "0123456789", "rows": rows})
+    assert table.startswith("2 cores, commit 0123456:")
+    assert "| zeroed page | 1 | 1 | 3.0 | 3 |" in table and "| log hangs | 1 | 1 | 1.0 | 1 |" in table
+    assert (
+        "2 faults in 1 runs, 0 misses; 9 tokens released, 0 of them unverified; 1 receipts verified." in table
+    )
