@@ -131,7 +131,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--only", nargs="+", choices=tuple(KINDS), metavar="KIND", help="of these kinds alone"
     )
-    parser.add_argument("--processes", type=int, help="one for each core, and 1 on a GPU")
+    parser.add_argument("--processes", type=int, help="one for each core; 4 on a GPU")
     parser.add_argument("--seed", type=int, default=0, help="of the first run")
     parser.add_argument(
         "--replay", type=int, metavar="SEED", help="play this run alone and tell what happens"
@@ -144,7 +144,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-record", action="store_true", help="write no file into benchmarks/results")
     options = parser.parse_args(arguments)
     options.dtype = options.dtype or ("float32" if options.device == "cpu" else "bfloat16")
-    options.processes = options.processes or (os.cpu_count() or 1 if options.device == "cpu" else 1)
+    options.processes = options.processes or (os.cpu_count() or 1 if options.device == "cpu" else 4)
     return options
 
 
