@@ -49,8 +49,9 @@ class EntryCheck:
     """Check 6, entry by entry; memory is bounded by the requests that are open at a time.
 
     counts: entries by type. findings: the first hundred; `num_findings` counts all. chains: of each request that has not
-    ended, its next page and position and the hash of its last leaf. unfollowed: commitments whose chain was left behind
-    because more than ten thousand requests were open at a time; they are parsed and not followed.
+    ended, its next page and position and the hash of its last leaf, "" where an abort entry took it back to an earlier page.
+    unfollowed: commitments whose chain was left behind, because more than ten thousand requests were open at a time or
+    because of such an abort; they are parsed, and not compared with the leaf before.
     """
 
     policy: Policy | None = None
@@ -90,7 +91,7 @@ class EntryCheck:
         if kind == "promote":
             read_promotion(fields)
         elif kind == "abort":
-            AbortEntry.from_fields(fields)
+            self._go_back(AbortEntry.from_fields(fields))
         elif kind == "commitment":
             self._follow(Commitment.from_fields(fields), leaf_hash.hex())
         elif self.policy is not None:
@@ -101,19 +102,33 @@ class EntryCheck:
     def _follow(self, leaf: Commitment, leaf_hash: str) -> None:
         known = self.chains.pop(leaf.request, None)
         if leaf.text is None:
-            self.chains[leaf.request] = (leaf.page + 1, leaf.end, leaf_hash)
-            if len(self.chains) > MAX_CHAINS:
-                del self.chains[next(iter(self.chains))]
-                self.dropped += 1
+            self._expect(leaf.request, (leaf.page + 1, leaf.end, leaf_hash))
         if known is None and leaf.page > 0 and self.dropped:
             self.unfollowed += 1
             return
         page, start, previous = known or (0, 0, None)
+        if previous == "" and leaf.page == page and leaf.previous is not None:
+            self.unfollowed += 1
+            return
         if (leaf.page, leaf.start, leaf.previous) != (page, start, previous):
             raise FormatError(
                 f"the commitment is page {leaf.page} of request {leaf.request[:16]} from position {leaf.start}; "
                 f"page {page} from position {start} is what follows the leaf before it"
             )
+
+    def _go_back(self, abort: AbortEntry) -> None:
+        """After an abort its page comes next, and the leaves from there on that the log may hold do not count."""
+        known = self.chains.pop(abort.request, None)
+        if known is not None and known[0] == abort.page:
+            self._expect(abort.request, known)
+        elif abort.page > 0:
+            self._expect(abort.request, (abort.page, 0, ""))
+
+    def _expect(self, request: str, following: tuple[int, int, str]) -> None:
+        self.chains[request] = following
+        if len(self.chains) > MAX_CHAINS:
+            del self.chains[next(iter(self.chains))]
+            self.dropped += 1
 
 
 @dataclass(slots=True)

@@ -6,7 +6,8 @@ The engine hands over a `CommitJob`, whose slots are being hashed, and goes on d
 2. compares those of every slot that the job's tokens depend on, the new ones included, with what is bound to them;
 3. builds one leaf a page and appends them to the log in one batch, which returns when the leaves are durable and a signed
    checkpoint covers them, and follows the log: a checkpoint that does not continue its tree by these leaves is refused;
-4. for each request with a bad page, appends an abort entry instead.
+4. for each request with a bad page, appends an abort entry instead; and one before the leaves of a request whose last ones
+   the log may hold although it did not say so in time.
 
 A pass starts after the tokens of its job were computed, so a clean pass shows that whatever they read was still what
 is bound. One job is in flight at a time. A worker that dies, or whose log does not answer in time, is replaced by another.
@@ -15,7 +16,7 @@ is bound. One job is in flight at a time. A worker that dies, or whose log does 
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,11 +26,10 @@ from fieldprint import blake3
 from fieldprint.commit.follower import LogFollower
 from fieldprint.commit.leaf import AbortEntry, Commitment, text_digest, tokens_digest
 from fieldprint.errors import FieldprintError, LogError
-from fieldprint.kvcache.slot_hash import Hashing
+from fieldprint.kvcache.slot_hash import Digests, Hashing, Slots
 from fieldprint.tlog import LogWriter, leaf_hash
 
 Scalars = dict[str, str | int | bool | None]
-Digests = NDArray[np.uint8]  # [n, 32]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,7 +72,8 @@ class RequestTerms:
 class RequestJob:
     """One request's part of a job; `final_text` is set when its last page is among `new`.
 
-    page: the first one that is not committed. positions, slots: [n], what is checked and where it lies; expected: [n, 32], the digests that are bound to them.
+    page: the first one that is not committed. positions, slots: [n], what is checked and where it lies; expected: [n, 32],
+    the digests that are bound to them. failed: why the request's last commitment failed, when that was the log's doing.
     """
 
     key: int
@@ -80,10 +81,11 @@ class RequestJob:
     page: int
     previous: str | None
     positions: NDArray[np.int64]
-    slots: NDArray[np.int64]
+    slots: Slots
     expected: Digests
     new: tuple[NewPage, ...]
     final_text: str | None = None
+    failed: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -178,13 +180,9 @@ class Committer:
         if self._job is None:
             raise ValueError("no job is in flight")
         result: CommitResult | None = None
-        alive = (
-            self._worker.alive
-        )  # before the queue is looked at: what a worker leaves, it leaves before it dies
+        alive = self._worker.alive  # asked first: what a worker leaves, it leaves before it dies
         try:
-            result = (
-                self._worker.results.get(timeout=seconds) if seconds else self._worker.results.get_nowait()
-            )
+            result = self._worker.results.get(seconds > 0, seconds)
         except queue.Empty:
             if not alive:
                 result = self._replaced("the committer's thread has died")
@@ -220,9 +218,7 @@ class _Worker:
         self._log, self._follower = log, follower
         self._asked_log_at: float | None = None
         self._given_up = False
-        self._answering = (
-            threading.Lock()
-        )  # the follower moves for a worker that was not given up, or not at all
+        self._answering = threading.Lock()  # for a worker that was given up the follower does not move
         self._thread = threading.Thread(target=self._work, name="fieldprint-committer", daemon=True)
         self._thread.start()
 
@@ -264,6 +260,7 @@ class _Worker:
         suspect = np.full(at, job.repaired()) | (found[:at] != job.pinned).any(1)
         result.damaged_pinned = _pages(suspect.nonzero()[0], job.page_size)
         leaves: list[tuple[int, CommittedPage]] = []
+        failed = [_abort(request, request.failed) for request in job.requests if request.failed is not None]
         aborts: list[bytes] = []
         for request in job.requests:
             bad = (found[at : at + len(request.slots)] != request.expected).any(1)
@@ -272,13 +269,18 @@ class _Worker:
             if damaged:
                 result.damaged[request.key] = damaged
             if damaged or result.damaged_pinned:
-                aborts.append(_abort(request, result.damaged_pinned, damaged))
+                what = (
+                    f"pinned pages {result.damaged_pinned}"
+                    if result.damaged_pinned
+                    else f"context pages {damaged}"
+                )
+                aborts.append(_abort(request, f"damaged {what}"))
             else:
                 leaves += [(request.key, page) for page in _leaves(request)]
-        entries = [page.leaf for _, page in leaves] + aborts
+        entries = failed + [page.leaf for _, page in leaves] + aborts
         if not entries:
             return
-        first = self._append(entries)
+        first = self._append(entries) + len(failed)
         for offset, (key, page) in enumerate(leaves):
             committed = CommittedPage(page.index, page.digest, page.leaf, first + offset)
             result.committed.setdefault(key, []).append(committed)
@@ -329,6 +331,5 @@ def _leaves(request: RequestJob) -> list[CommittedPage]:
     return pages
 
 
-def _abort(request: RequestJob, pinned: Sequence[int], damaged: Sequence[int]) -> bytes:
-    what = f"pinned pages {list(pinned)}" if pinned else f"context pages {list(damaged)}"
-    return AbortEntry(request=request.terms.request, page=request.page, reason=f"damaged {what}").to_bytes()
+def _abort(request: RequestJob, reason: str) -> bytes:
+    return AbortEntry(request=request.terms.request, page=request.page, reason=reason).to_bytes()

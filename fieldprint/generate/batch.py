@@ -275,7 +275,8 @@ class Batch:
                 row.checked_at = self.watch.step
         size = self.settings.page_size
         slots = [self.watch.pinned_slots, *(job.slots for job in jobs)]
-        self.leased = np.concatenate([np.unique(job.slots // size) for job in jobs] or [self.leased])
+        held = [np.asarray(self.rows[job.key].sequence.held(), dtype=np.int64) for job in jobs]
+        self.leased = np.concatenate([self.leased, *held])
         self.pool.share(self.leased)
         self.lease = self.pool.generations(self.leased)
         hashing = self.watch.hasher.later(np.concatenate(slots))
@@ -307,6 +308,7 @@ class Batch:
         for key, pages in result.committed.items():
             row = self.rows[key]
             row.pages += pages
+            row.failed = None
             self._evict(row)
             yield Committed(key, row.committed)
             if row.reason is not None and row.all_hashed and len(row.pages) == row.complete_pages():
@@ -338,7 +340,9 @@ class Batch:
         damaged = {row.index: row.damaged_pages(self.watch.hasher) for row in rows}
         reasons: dict[int, str] = {}
         if result.log_error is not None:
-            reasons = {job.key: f"the log refused: {result.log_error.what}" for job in result.job.requests}
+            for job in result.job.requests:
+                reasons[job.key] = f"the log refused: {result.log_error.what}"
+                self.rows[job.key].failed = "the log did not commit the pages from here on"
         found = {self.rows[key].sequence.pages[i] for key, indices in result.damaged.items() for i in indices}
         for row in rows:
             # A page of a shared prefix is one page of several rows: all of them may have read it.

@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from fieldprint.commit.committer import CommittedPage, NewPage, RequestJob, RequestTerms
 from fieldprint.generate.request import GenerationRequest
 from fieldprint.kvcache import PagedSequence, PagePool, SlotHasher
+from fieldprint.kvcache.slot_hash import Digests, Slots
 
 
 class Row:
@@ -33,6 +34,7 @@ class Row:
             self.hashed = len(prefix.tokens)
             self.digests[: self.hashed] = prefix.digests
         self.pages: list[CommittedPage] = []
+        self.failed: str | None = None  # why its last commitment failed, when that was the log's doing
         self.reason: str | None = None
         self.finished = False
 
@@ -81,7 +83,7 @@ class Row:
         elif len(self.generated) >= self.request.max_new_tokens:
             self.reason = "length"
 
-    def take_digests(self, start: int, digests: NDArray[np.uint8]) -> None:
+    def take_digests(self, start: int, digests: Digests) -> None:
         """Bind the slots of positions from `start` on, again after a rollback; what is committed stays bound as it was.
 
         A committed position that is computed again from damaged pages then differs from what is bound to it.
@@ -109,9 +111,8 @@ class Row:
         if self.committed > self.prompt_len:
             return self.committed - 1
         last = max(0, min(self.committed, self.prompt_len - 1))
-        if (
-            self.request.prefix is not None
-        ):  # its earlier chunks are known by their digests, and may be evicted
+        # Earlier chunks of a prefix are known by their digests, and may be evicted.
+        if self.request.prefix is not None:
             last = max(last, self.request.prefix.chunks[-1][0])
         return max((a for a, _ in self.chunks if a <= last), default=0)
 
@@ -133,16 +134,16 @@ class Row:
             # With a window of 1 the page before `resume` is seen by nobody, and still its end is where a rollback goes.
             self.sequence.evict_before(resume - max(window, 2) + 1, num_sinks=num_sinks)
 
-    def held_positions(self) -> NDArray[np.int64]:
-        """The bound positions whose pages are still held."""
+    def held(self) -> tuple[NDArray[np.int64], Slots]:
+        """The bound positions whose pages are still held, and their slots."""
         slots = self.sequence.slots(0, self.hashed)
-        return np.nonzero(slots >= 0)[0]
+        positions = np.nonzero(slots >= 0)[0]
+        return positions, slots[positions]
 
     def damaged_pages(self, hasher: SlotHasher) -> list[int]:
         """Numbers of the held pages with a slot that is not what is bound to it."""
-        positions = self.held_positions()
-        found = hasher.now(self.sequence.slots(0, self.hashed)[positions])
-        differs = (found != self.digests[positions]).any(1)
+        positions, slots = self.held()
+        differs = (hasher.now(slots) != self.digests[positions]).any(1)
         return [int(index) for index in np.unique(positions[differs] // self.sequence.page_size)]
 
     def job(self, text: str | None) -> RequestJob:
@@ -153,7 +154,7 @@ class Row:
             start, stop = index * size, min((index + 1) * size, len(self.tokens))
             digests = self.digests[start : min(stop, self.hashed)].copy()
             new.append(NewPage(index, start, tuple(self.tokens[start:stop]), digests))
-        positions = self.held_positions()
+        positions, slots = self.held()
         previous = self.pages[-1].leaf_hash if self.pages else None
         return RequestJob(
             self.index,
@@ -161,8 +162,9 @@ class Row:
             len(self.pages),
             previous,
             positions,
-            self.sequence.slots(0, self.hashed)[positions],
+            slots,
             self.digests[positions],
             tuple(new),
             text,
+            self.failed,
         )

@@ -14,23 +14,24 @@ torch = pytest.importorskip("torch")
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: E402
 
 from fieldprint.adapters.transformers import LoadedModel  # noqa: E402
+from fieldprint.audit import EntryCheck  # noqa: E402
 from fieldprint.errors import LogError  # noqa: E402
 from fieldprint.generate import (  # noqa: E402
     Committed,
     Engine,
     EngineSettings,
     Event,
-    Finished,
     GenerationRequest,
     GenerationResult,
     Provisional,
     RolledBack,
 )
 from fieldprint.kvcache import PagedSequence, PagePool  # noqa: E402
-from fieldprint.note import NoteSigner  # noqa: E402
+from fieldprint.note import NoteSigner, VerifierKey  # noqa: E402
 from fieldprint.promote import PinnedAnchor, promote_anchor  # noqa: E402
-from fieldprint.tlog import LogWriter  # noqa: E402
+from fieldprint.tlog import LogReader, LogWriter, leaf_hash  # noqa: E402
 from fieldprint.verify import VerifiedAnchor  # noqa: E402
+from tests.collecting import collect  # noqa: E402
 from tests.cut_model import cut_model  # noqa: E402
 from tests.faulty_log import FaultyLog  # noqa: E402
 from tests.signing import signed_anchor  # noqa: E402
@@ -58,17 +59,7 @@ class World:
     def run(
         self, log: LogWriter | None, inject: Inject = lambda number, event: None
     ) -> tuple[list[GenerationResult], list[Event]]:
-        events: list[Event] = []
-        results: dict[int, GenerationResult] = {}
-        number = 0
-        for event in self.engine.generate(self.requests, anchor=self.pinned, log=log):
-            events.append(event)
-            if isinstance(event, Provisional):
-                number += 1
-                inject(number, event)
-            if isinstance(event, Finished):
-                results[event.request] = event.result
-        return [results[i] for i in range(len(self.requests))], events
+        return collect(self.engine.generate(self.requests, anchor=self.pinned, log=log), inject)
 
     def flip(self, page: int, offset: int = 2) -> None:
         self.pool.storage.view(torch.uint8)[1, 1, page, offset, 0, 9] ^= 1 << 5
@@ -106,6 +97,14 @@ def leaves(results: Sequence[GenerationResult]) -> list[bytes]:
     return [page.leaf for result in results for page in result.pages]
 
 
+def assert_audited(log: LogWriter) -> None:
+    """What the log holds although nobody heard of it is no finding: an abort entry stands before the leaves that count."""
+    check = EntryCheck()
+    for index, entry in enumerate(LogReader(log.source, [VerifierKey.parse(log.verifier_key)]).entries()):
+        check.add(index, entry, leaf_hash(entry))
+    assert check.findings == [] and check.counts["abort"] > 0
+
+
 def backs(events: Sequence[Event]) -> list[RolledBack]:
     return [event for event in events if isinstance(event, RolledBack)]
 
@@ -129,6 +128,7 @@ def test_a_log_that_cannot_be_believed_commits_nothing_and_generation_goes_on(
     results, events = world.run(log, at(40, acts[kind]))
     assert backs(events) and all("log" in back.reason for back in backs(events))
     assert leaves(results) == undisturbed
+    assert_audited(log)
 
 
 def test_a_log_that_hangs_for_good_ends_with_an_error_in_time(world: World, log: FaultyLog) -> None:
