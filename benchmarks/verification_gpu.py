@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.attention_gpu import microseconds, row, say
 from benchmarks.attention_peers import World, ours, pure_read
-from benchmarks.baseline_v25 import V25, G
+from benchmarks.baseline_v25 import V25, G, ms_per_step
 from benchmarks.engine_gpu import MODEL, NUM_ANCHOR, Bench
 from benchmarks.record import write_results
 from fieldprint.blake3.pages import hash_pages
@@ -114,11 +114,8 @@ class Place:
     def v25(self, bench: Bench) -> float:
         """Milliseconds of a step of v2.5."""
         baseline = V25(bench.decoder, self.pool, self.pinned, G)
-        times = []
         contexts = [prefix.sequence for prefix in self.prefixes]
-        for _ in baseline.steps([[7]] * len(contexts), 16, contexts):
-            times.append(time.perf_counter())
-        return 1e3 * (times[-1] - times[4]) / (len(times) - 5)
+        return ms_per_step(baseline.steps([[7]] * len(contexts), 16, contexts))
 
 
 def measure(bench: Bench, batch: int, context: int, log: LogWriter) -> list[dict[str, object]]:

@@ -31,6 +31,7 @@ from fieldprint.kvcache import PagePool
 from fieldprint.note import NoteSigner
 from fieldprint.promote import PinnedAnchor, compute_fieldprint, promote_anchor
 from fieldprint.verify import verify_anchor
+from tests.cut_model import first_layers
 
 ANCHOR = "Your codename is Falcon. You live in Oslo. The password is Quartz. Your pet is a badger. Always be brief."
 OTHER_ANCHOR = (
@@ -122,12 +123,11 @@ class World:
         return self.expected[scene.name]
 
 
-def first_layers(decoder: Decoder, count: int) -> Decoder:
-    """The decoder's first layers between its embedding and its head, which draws from CUT_VOCABULARY tokens: real weights."""
-    d = decoder
-    config = replace(d.config, num_layers=count)
-    head = Linear(d.head.weight[:CUT_VOCABULARY].clone(), d.head.bias)
-    return Decoder(config, d.embedding, d.layers[:count], d.final_norm, head, d.inv_freq, d.rotary_scale)
+def small_decoder(decoder: Decoder, count: int) -> Decoder:
+    """The first layers with a head that draws from CUT_VOCABULARY tokens: real weights."""
+    cut = first_layers(decoder, count)
+    cut.head = Linear(cut.head.weight[:CUT_VOCABULARY].clone(), cut.head.bias)
+    return cut
 
 
 def make_world(
@@ -150,7 +150,7 @@ def make_world(
     model = load_model(prepare_demo_model())
     if layers is not None:
         digest = sha256(f"{model.digest}, the first {layers} layers".encode()).hexdigest()
-        model = replace(model, decoder=first_layers(model.decoder, layers), digest=digest)
+        model = replace(model, decoder=small_decoder(model.decoder, layers), digest=digest)
     decoder = model.decoder.to(device, dtype)
     chosen = replace(SETTINGS, **settings)
     pool = PagePool(decoder.page_layout(chosen.page_size), NUM_PAGES, device=device)

@@ -133,8 +133,7 @@ class Engine:
         Raises:
             CapacityError: the pool cannot hold the batch.
             LogError: the log refused for `max_faults` passes in a row; committed tokens stay committed.
-            IntegrityError: damage comes back as fast as it is repaired, or what is rebuilt differs from what was
-                committed.
+            IntegrityError: damage comes back as fast as it is repaired, or what is rebuilt never is what was committed.
         """
         self._stopping = False
         if not requests:

@@ -6,21 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fieldprint.generate.passes import Flight
 from fieldprint.generate.request import EngineSettings
 from fieldprint.generate.row import Row
 from fieldprint.kvcache import PagePool, SlotHasher
-from fieldprint.kvcache.slot_hash import Hashing
+from fieldprint.kvcache.slot_hash import Digests, Hashing, Slots
 from fieldprint.promote import PinnedAnchor
 
-Slots = NDArray[np.int64]
-Digests = NDArray[np.uint8]
-
-PATIENCE = (
-    8  # steps that the scrubber may take for a look; then the loop looks itself, in case that it has died
-)
+PATIENCE = 8  # steps that the scrubber may take; then the loop looks itself, in case that it has died
 
 
 @dataclass(slots=True)
@@ -57,9 +51,8 @@ class Watch:
         if pool.storage.device.type == "cpu":
             self._thread = ThreadPoolExecutor(1, "fieldprint-scrubber")
         self.hasher = SlotHasher(pool)
-        self._scrubber = SlotHasher(
-            pool, self._thread
-        )  # apart: it does not queue behind a pass over everything
+        # Apart, so that it does not queue behind a pass over everything.
+        self._scrubber = SlotHasher(pool, self._thread)
         self.pinned_slots: Slots = np.empty(0, dtype=np.int64) if anchor is None else anchor.slots
         self.pinned_digests: Digests = np.empty((0, 32), dtype=np.uint8) if anchor is None else anchor.digests
         self.alarm = False
@@ -121,8 +114,8 @@ class Watch:
         left = math.ceil(budget * sum(row.hashed for row in rows))
         for row in rows:
             if left and not row.finished and (self.step - row.checked_at) * budget > 1:
-                positions = row.held_positions()[row.scrubbed : row.scrubbed + left]
-                due.append((row.sequence.slots(0, row.hashed)[positions], row.digests[positions]))
+                positions, slots = (part[row.scrubbed : row.scrubbed + left] for part in row.held())
+                due.append((slots, row.digests[positions]))
                 left -= len(positions)
                 row.scrubbed += len(positions)
                 if not len(positions) or positions[-1] + 1 == row.hashed:

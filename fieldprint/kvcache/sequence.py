@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from fieldprint.errors import IntegrityError
 from fieldprint.kvcache.pool import PagePool
 
 EVICTED = -1  # in a page table: this page is no longer held; attention never looks at it
@@ -122,13 +123,15 @@ class PagedSequence:
         """A sequence with the same content, up to `length` if given; the pages are shared until one of the two writes.
 
         Raises:
-            ValueError: a page that is shared was lost.
+            IntegrityError: a page that would be shared was lost.
         """
         twin = PagedSequence(self.pool)
         twin.length = self.length if length is None else length
         used = -(-twin.length // self.page_size)
         if any(index < used for index in self.lost()):
-            raise ValueError("a page of this sequence was freed behind its back; compute it again")
+            raise IntegrityError(
+                "a page of this sequence was freed behind its back", remedy="Compute it again"
+            )
         twin.pages, twin._generations = self.pages[:used], self._generations[:used]
         self.pool.share(twin.held())
         return twin

@@ -50,7 +50,8 @@ class SlotHasher:
         Raises:
             ValueError: a slot is outside the pool.
         """
-        return self.later(slots).digests() if self._executor is None else self.on_host(slots)
+        self._check(slots)
+        return self.on_host(slots) if self._stream is None else self.later(slots).digests()
 
     def later(self, slots: Slots, *, behind_queue: bool = True) -> Hashing:
         """The digests of `slots` as they are once everything queued on the device before this call has run.
@@ -62,33 +63,31 @@ class SlotHasher:
         Raises:
             ValueError: a slot is outside the pool.
         """
-        if (
-            len(slots)
-            and not 0 <= slots.min() <= slots.max() < self._pool.num_pages * self._pool.layout.page_size
-        ):
-            raise ValueError(f"slots {slots.min()} to {slots.max()} are not all within the pool")
+        self._check(slots)
         if self._stream is not None:
             return _OnDevice(self._pool, slots, self._stream, behind_queue=behind_queue)
         if self._executor is not None:
             return _InThread(self, slots, self._executor.submit(self.on_host, slots))
         return _WhenAsked(self, slots)
 
+    def _check(self, slots: Slots) -> None:
+        count = self._pool.num_pages * self._pool.layout.page_size
+        if len(slots) and not 0 <= slots.min() <= slots.max() < count:
+            raise ValueError(f"slots {slots.min()} to {slots.max()} are not all within the pool of {count}")
+
     def on_host(self, slots: Slots) -> Digests:
         """Reads the memory itself, without torch's threads, so that a thread may call it while others compute."""
         source = self._pool.storage.flatten(2, 3).flatten(0, 1).flatten(2).view(torch.uint8).numpy()
         size = self._pool.layout.page_size
-        if not hasattr(
-            self._staging, "bytes"
-        ):  # a fresh array each time would be mapped, zeroed and unmapped
+        # A fresh array each time would be mapped, zeroed and unmapped.
+        if not hasattr(self._staging, "bytes"):
             self._staging.bytes = np.empty((size, source.shape[0], source.shape[2]), dtype=np.uint8)
         staged = self._staging.bytes
         found = np.empty((len(slots), 32), dtype=np.uint8)
         for start in range(0, len(slots), size):
             part = slots[start : start + size]
             first, count = int(part[0]), len(part)
-            in_a_row = first + count <= source.shape[1] and np.array_equal(
-                part, np.arange(first, first + count)
-            )
+            in_a_row = np.array_equal(part, np.arange(first, first + count))
             chosen = source[:, first : first + count] if in_a_row else source[:, part]
             np.copyto(staged[:count], chosen.transpose(1, 0, 2))
             for offset in range(count):

@@ -34,6 +34,7 @@ from fieldprint.kvcache import PagePool  # noqa: E402
 from fieldprint.note import NoteSigner  # noqa: E402
 from fieldprint.promote import Fieldprint, PinnedAnchor, compute_fieldprint, promote_anchor  # noqa: E402
 from fieldprint.tlog import Appended, LogReader, LogWriter  # noqa: E402
+from tests.collecting import collect as read  # noqa: E402
 from tests.cut_model import cut_model  # noqa: E402
 from tests.signing import signed_anchor  # noqa: E402
 
@@ -126,15 +127,7 @@ def collect(
     on_event: Callable[[int, Event], None] = lambda number, event: None,
     **options: Any,
 ) -> tuple[list[GenerationResult], list[Event]]:
-    events, results, generated = [], {}, 0
-    for event in world.engine.generate(requests, anchor=world.pinned, **options):
-        events.append(event)
-        if isinstance(event, Provisional):
-            generated += 1
-            on_event(generated, event)
-        if isinstance(event, Finished):
-            results[event.request] = event.result
-    return [results[i] for i in range(len(requests))], events
+    return read(world.engine.generate(requests, anchor=world.pinned, **options), on_event)
 
 
 def peer_tokens(model: LoadedModel, kv: Any, prompt: Sequence[int], count: int, hf: Any) -> list[int]:

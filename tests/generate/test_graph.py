@@ -14,7 +14,7 @@ pytest.importorskip("triton")
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: E402
 
-from fieldprint.adapters.transformers import LoadedModel, load_model  # noqa: E402
+from fieldprint.adapters.transformers import LoadedModel  # noqa: E402
 from fieldprint.decoder import Decoder, DecoderConfig, LayerWeights, Linear  # noqa: E402
 from fieldprint.generate import (  # noqa: E402
     AttentionSettings,
@@ -24,7 +24,6 @@ from fieldprint.generate import (  # noqa: E402
     Finished,
     GenerationRequest,
     GenerationResult,
-    Provisional,
     RolledBack,
     Sampler,
 )
@@ -33,6 +32,8 @@ from fieldprint.kvcache import PagePool  # noqa: E402
 from fieldprint.note import NoteSigner  # noqa: E402
 from fieldprint.promote import PinnedAnchor, promote_anchor  # noqa: E402
 from fieldprint.tlog import LogWriter  # noqa: E402
+from tests.collecting import collect  # noqa: E402
+from tests.cut_model import cut_model  # noqa: E402
 from tests.signing import signed_anchor  # noqa: E402
 
 GPU = torch.cuda.is_available()
@@ -69,28 +70,14 @@ class World:
         on_event: Callable[[int, Event], None] = lambda number, event: None,
         **options: object,
     ) -> tuple[list[GenerationResult], list[Event]]:
-        events, results, generated = [], {}, 0
-        for event in self.engine.generate(requests, anchor=self.pinned, **options):
-            events.append(event)
-            if isinstance(event, Provisional):
-                generated += 1
-                on_event(generated, event)
-            if isinstance(event, Finished):
-                results[event.request] = event.result
+        found = collect(self.engine.generate(requests, anchor=self.pinned, **options), on_event)
         self.engine.pool.check_conservation(list(self.pinned.pages))
-        return [results[i] for i in range(len(requests))], events
+        return found
 
 
 @pytest.fixture(scope="module")
-def model(model_folder: Path) -> LoadedModel:
-    loaded = load_model(model_folder)
-    if GPU:
-        return loaded
-    d = loaded.decoder
-    few = Decoder(
-        replace(d.config, num_layers=1), d.embedding, d.layers[:1], d.final_norm, d.head, d.inv_freq
-    )
-    return replace(loaded, decoder=few)
+def model(demo_model: LoadedModel) -> LoadedModel:
+    return demo_model if GPU else cut_model(demo_model, 1)
 
 
 def make_world(model: LoadedModel, *, kernel: bool, **settings: object) -> World:

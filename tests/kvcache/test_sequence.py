@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from fieldprint.errors import CapacityError
+from fieldprint.errors import CapacityError, IntegrityError
 from fieldprint.kvcache import EVICTED, PagedSequence, PagePool
 from fieldprint.kvcache.pool import PageLayout
 
@@ -132,7 +132,7 @@ def test_a_page_that_was_freed_behind_its_back_is_lost_and_stays_with_its_new_ow
     pool.release([page])
     stranger = pool.allocate(1, after=page - 1) if taken else []
     assert sequence.lost() == [1]
-    with pytest.raises(ValueError, match="behind its back"):
+    with pytest.raises(IntegrityError, match="behind its back"):
         sequence.fork()
     twin = sequence.fork(SIZE)
     assert twin.lost() == []
