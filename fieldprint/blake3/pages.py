@@ -22,7 +22,7 @@ CHUNK_SIZE = 1024
 LANES = 64  # chunks, or pairs of nodes, that a program takes at a time
 LEVELS = 7  # of the tree that one launch takes: 128 nodes become one
 SPREAD = 132 * 8  # programs of a merge below which a program takes one group only
-SCRATCH = 64 << 20  # bytes of chaining values at a time
+SCRATCH = 128 << 20  # bytes of chaining values at a time
 LONGEST = 1 << 30  # bytes of a page; the kernel's positions within one are numbers of 32 bits
 ABSENT = b"\xff" * 32  # the digest of a page that is not there
 

@@ -175,7 +175,7 @@ class Batch:
 
     def _may_go_on(self, row: Row) -> bool:
         ahead = self.flight is not None and row.index in self.flight.rows  # one token more than is known
-        if len(row.generated) + ahead >= row.request.max_new_tokens:
+        if row.num_generated + ahead >= row.request.max_new_tokens:
             return False
         return self.committer is None or row.provisional + ahead < self.settings.provisional_cap
 
@@ -250,10 +250,13 @@ class Batch:
     # Committing
 
     def _commit_due(self) -> bool:
-        """Whether leaves should be made: enough new tokens, a finished row, or a prompt that waits for them."""
+        """Whether leaves should be made: enough new tokens, a finished row, or a prompt that waits for them.
+
+        A prompt waits while it is computed only where a window can then evict its pages; each pass looks at all of it.
+        """
         for row in self.rows:
             new = row.complete_pages() - len(row.pages)
-            if row.finished or new <= 0:
+            if row.finished or new <= 0 or (self.window is None and self._needs_prefill(row)):
                 continue
             if row.reason is not None or not row.decoding or row.committed < row.prompt_len:
                 return True
@@ -275,7 +278,9 @@ class Batch:
                 row.checked_at = self.watch.step
         size = self.settings.page_size
         slots = [self.watch.pinned_slots, *(job.slots for job in jobs)]
-        held = [np.asarray(self.rows[job.key].sequence.held(), dtype=np.int64) for job in jobs]
+        rows = [self.rows[job.key] for job in jobs]
+        # The last page, which a step may write to, its row keeps anyway: another holder would make it a copy.
+        held = [row.sequence.filled(row.hashed) for row in rows]
         self.leased = np.concatenate([self.leased, *held])
         self.pool.share(self.leased)
         self.lease = self.pool.generations(self.leased)

@@ -49,6 +49,11 @@ class Row:
         return tuple(self.tokens[self.prompt_len :])
 
     @property
+    def num_generated(self) -> int:
+        """Tokens of the answer so far, counted."""
+        return len(self.tokens) - self.prompt_len
+
+    @property
     def committed(self) -> int:
         """Positions that are final."""
         return min(len(self.pages) * self.sequence.page_size, len(self.tokens))
@@ -80,7 +85,7 @@ class Row:
         self.tokens.append(token)
         if token in self.request.stop_ids:
             self.reason = "stop"
-        elif len(self.generated) >= self.request.max_new_tokens:
+        elif self.num_generated >= self.request.max_new_tokens:
             self.reason = "length"
 
     def take_digests(self, start: int, digests: Digests) -> None:
@@ -134,16 +139,19 @@ class Row:
             # With a window of 1 the page before `resume` is seen by nobody, and still its end is where a rollback goes.
             self.sequence.evict_before(resume - max(window, 2) + 1, num_sinks=num_sinks)
 
-    def held(self) -> tuple[NDArray[np.int64], Slots]:
-        """The bound positions whose pages are still held, and their slots."""
+    def held(self) -> tuple[NDArray[np.int64], Slots, Digests]:
+        """The bound positions whose pages are still held, their slots, and what is bound to them."""
         slots = self.sequence.slots(0, self.hashed)
-        positions = np.nonzero(slots >= 0)[0]
-        return positions, slots[positions]
+        here = slots >= 0
+        if here.all():  # views, where copies would be most of a job's cost
+            return np.arange(self.hashed), slots, self.digests[: self.hashed]
+        positions = np.nonzero(here)[0]
+        return positions, slots[positions], self.digests[positions]
 
     def damaged_pages(self, hasher: SlotHasher) -> list[int]:
         """Numbers of the held pages with a slot that is not what is bound to it."""
-        positions, slots = self.held()
-        differs = (hasher.now(slots) != self.digests[positions]).any(1)
+        positions, slots, expected = self.held()
+        differs = (hasher.now(slots) != expected).any(1)
         return [int(index) for index in np.unique(positions[differs] // self.sequence.page_size)]
 
     def job(self, text: str | None) -> RequestJob:
@@ -154,7 +162,7 @@ class Row:
             start, stop = index * size, min((index + 1) * size, len(self.tokens))
             digests = self.digests[start : min(stop, self.hashed)].copy()
             new.append(NewPage(index, start, tuple(self.tokens[start:stop]), digests))
-        positions, slots = self.held()
+        positions, slots, expected = self.held()
         previous = self.pages[-1].leaf_hash if self.pages else None
         return RequestJob(
             self.index,
@@ -163,7 +171,7 @@ class Row:
             previous,
             positions,
             slots,
-            self.digests[positions],
+            expected,
             tuple(new),
             text,
             self.failed,

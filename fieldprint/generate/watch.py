@@ -114,8 +114,10 @@ class Watch:
         left = math.ceil(budget * sum(row.hashed for row in rows))
         for row in rows:
             if left and not row.finished and (self.step - row.checked_at) * budget > 1:
-                positions, slots = (part[row.scrubbed : row.scrubbed + left] for part in row.held())
-                due.append((slots, row.digests[positions]))
+                part = slice(row.scrubbed, row.scrubbed + left)
+                held, slots, bound = row.held()
+                positions = held[part]
+                due.append((slots[part], bound[part]))
                 left -= len(positions)
                 row.scrubbed += len(positions)
                 if not len(positions) or positions[-1] + 1 == row.hashed:

@@ -150,7 +150,7 @@ class PagePool:
 
     def share(self, pages: Pages) -> None:
         """Add one reference to each page."""
-        np.add.at(self._references, self._held(pages), 1)
+        self._references += np.bincount(self._held(pages), minlength=self.num_pages).astype(np.int32)
 
     def release(self, pages: Pages) -> None:
         """Take one reference from each page; a page without references is free.

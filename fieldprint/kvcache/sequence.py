@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from fieldprint.errors import IntegrityError
 from fieldprint.kvcache.pool import PagePool
 
+Pages = NDArray[np.int64]
 EVICTED = -1  # in a page table: this page is no longer held; attention never looks at it
 
 
@@ -24,6 +25,7 @@ class PagedSequence:
         self.pages: list[int] = []
         self.length = 0
         self._generations: list[int] = []  # of the pages, when each was taken
+        self._arrays: tuple[Pages, Pages] | None = None  # both lists, until one changes
 
     @property
     def page_size(self) -> int:
@@ -34,21 +36,26 @@ class PagedSequence:
         """The pages on which this sequence has a reference, in order."""
         return [page for page in self.pages if page != EVICTED]
 
+    def filled(self, length: int) -> Pages:
+        """The held pages among those that the first `length` positions fill: nothing is written to them any more."""
+        pages = self._as_arrays()[0][: length // self.page_size]
+        held: Pages = pages[pages != EVICTED]
+        return held
+
     def lost(self) -> list[int]:
         """Indices of the pages that were freed behind this sequence's back."""
-        pages = np.asarray(self.pages, dtype=np.int64)
+        pages, generations = self._as_arrays()
         here = pages != EVICTED
-        differs = self.pool.generations(np.where(here, pages, 0)) != np.asarray(
-            self._generations, dtype=np.int64
-        )
+        differs = self.pool.generations(np.where(here, pages, 0)) != generations
         return [int(index) for index in np.nonzero(here & differs)[0]]
 
     def slots(self, start: int, stop: int) -> NDArray[np.int64]:
         """The slots (page * page_size + offset) of positions [start, stop); negative where the page was evicted."""
         size = self.page_size
-        positions = np.arange(start, stop, dtype=np.int64)
-        pages = np.asarray(self.pages[start // size : -(-stop // size)], dtype=np.int64)
-        return pages[positions // size - start // size] * size + positions % size
+        first = start // size
+        pages = self._as_arrays()[0][first : -(-stop // size)]
+        slots = pages[:, None] * size + np.arange(size)
+        return slots.reshape(-1)[start - first * size : stop - first * size]
 
     def replace(self, index: int) -> None:
         """Put a fresh page in the place of page number `index`, filled with what no K/V is (NaN).
@@ -102,6 +109,7 @@ class PagedSequence:
         self._release(victims)
         for index in victims:
             self.pages[index] = EVICTED
+        self._arrays = None
         return len(victims)
 
     def truncate(self, length: int) -> None:
@@ -117,6 +125,7 @@ class PagedSequence:
             raise ValueError(f"position {length - 1} was evicted; the sequence cannot go back to it")
         self._release(range(keep, len(self.pages)))
         del self.pages[keep:], self._generations[keep:]
+        self._arrays = None
         self.length = length
 
     def fork(self, length: int | None = None) -> "PagedSequence":
@@ -140,15 +149,26 @@ class PagedSequence:
         """Release every page; the sequence is empty afterwards."""
         self._release(range(len(self.pages)))
         self.pages, self._generations = [], []
+        self._arrays = None
         self.length = 0
 
+    def _as_arrays(self) -> tuple[Pages, Pages]:
+        """The pages and their generations; lists are quick to change one by one, arrays to compute with."""
+        if self._arrays is None:
+            pages, generations = (np.asarray(x, dtype=np.int64) for x in (self.pages, self._generations))
+            self._arrays = pages, generations
+        return self._arrays
+
     def _put(self, index: int, page: int) -> None:
-        self.pages[index] = page
-        self._generations[index] = self.pool.generation(page)
+        generation = self.pool.generation(page)
+        if (self.pages[index], self._generations[index]) != (page, generation):
+            self.pages[index], self._generations[index] = page, generation
+            self._arrays = None
 
     def _extend(self, pages: list[int]) -> None:
         self.pages += pages
         self._generations += [self.pool.generation(page) for page in pages]
+        self._arrays = None
 
     def _is_lost(self, index: int) -> bool:
         return self._generations[index] != self.pool.generation(self.pages[index])
