@@ -116,7 +116,10 @@ def _text(found: dict[str, bytes], name: str) -> str | None:
 
 
 class TokenSigner:
-    """A signer whose private key stays in a token. Each signature has a session of its own, closed after it."""
+    """A signer whose private key stays in a token. Each signature has a session of its own, closed after it.
+
+    The PIN is kept in memory for that, and is in no message.
+    """
 
     def __init__(self, uri: TokenUri, pin: AskSecret | None = None) -> None:
         """Look the key up and read its public half.
