@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from fieldprint.anchor.artifact import (
     AnchorArtifact,
     check_digest,
@@ -16,6 +14,7 @@ from fieldprint.anchor.artifact import (
     statement,
 )
 from fieldprint.anchor.dsse import check_keys, sign_envelope
+from fieldprint.anchor.signer import SigningKey
 from fieldprint.errors import FormatError
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
@@ -49,15 +48,20 @@ class Revocation:
         return cls(digest, predicate["reason"], parse_time(predicate["time"]))
 
 
-def sign_anchor(artifact: AnchorArtifact, private_keys: Sequence[Ed25519PrivateKey]) -> bytes:
-    """The signed artifact: a DSSE envelope, one signature a key."""
-    return sign_envelope(PAYLOAD_TYPE, artifact.to_bytes(), private_keys).to_bytes()
+def sign_anchor(artifact: AnchorArtifact, signers: Sequence[SigningKey]) -> bytes:
+    """The signed artifact: a DSSE envelope, one signature a key.
+
+    Args:
+        artifact: what is signed.
+        signers: private keys of `cryptography`, or `Signer`s as `open_signer` gives.
+    """
+    return sign_envelope(PAYLOAD_TYPE, artifact.to_bytes(), signers).to_bytes()
 
 
 def sign_revocation(
-    artifact_digest: str, reason: str, time: datetime, private_keys: Sequence[Ed25519PrivateKey]
+    artifact_digest: str, reason: str, time: datetime, signers: Sequence[SigningKey]
 ) -> bytes:
     """The signed revocation of the artifact with this digest."""
     return sign_envelope(
-        PAYLOAD_TYPE, Revocation(artifact_digest, reason, time).to_bytes(), private_keys
+        PAYLOAD_TYPE, Revocation(artifact_digest, reason, time).to_bytes(), signers
     ).to_bytes()
