@@ -42,6 +42,7 @@ bench-gpu: $(READY)  ## the decode kernel, BLAKE3 and what verification costs, o
 	$(VENV)/bin/python -m benchmarks.attention_gpu $(if $(PEERS),--peers $(PEERS))
 	$(VENV)/bin/python -m benchmarks.blake3_gpu
 	$(VENV)/bin/python -m benchmarks.verification_gpu
+	$(VENV)/bin/python -m benchmarks.detection_gpu
 	$(VENV)/bin/python -m benchmarks.timeline
 
 sanitize: $(READY)  ## compute-sanitizer over small cases of the kernels, on one GPU

@@ -33,7 +33,6 @@ from fieldprint.generate import (
     Finished,
     GenerationRequest,
     Provisional,
-    RolledBack,
 )
 from fieldprint.generate.request import Prefix
 from fieldprint.kvcache import PagedSequence, PagePool, SlotHasher
@@ -132,49 +131,6 @@ def measure(bench: Bench, batch: int, context: int, log: LogWriter) -> list[dict
     rows = [row(cell, "decode step, everything on", round(everything, 3), beside, plain, "ms")]
     tail = 1e3 * (timing.end - timing.times[-1])
     rows.append(row(cell, "last token to final", round(tail, 3), {}, None, "ms"))
-    if (batch, context) == (8, 4096):
-        rows += detection(place, log, cell)
-    return rows
-
-
-def detection(place: Place, log: LogWriter, cell: str) -> list[dict[str, object]]:
-    """Steps from a flipped bit to the rollback, and tokens that were final before it and came after the flip."""
-    rows = []
-    raw = place.pool.storage.view(torch.uint8)
-    for where in ("pinned", "context"):
-        steps, early = [], 0
-        for at in (70, 75, 81, 90, 101):
-            seen, flipped_at, found = 0, -1, -1
-            upto = 0
-            for event in place.engine.generate(
-                place.requests(140), anchor=place.pinned, attention=MIXTURE, log=log
-            ):
-                if isinstance(event, Provisional) and event.request == 0:
-                    seen += 1
-                    if seen == at:
-                        page = (
-                            place.pinned.pages[3]
-                            if where == "pinned"
-                            else place.engine.pages_of(0)[4112 // 16]
-                        )  # of generated tokens
-                        torch.cuda.synchronize()
-                        raw[at % 32, 1, page, 2, 0, 9] ^= 4
-                        torch.cuda.synchronize()
-                        flipped_at, upto = event.position, event.position + 1
-                elif isinstance(event, Committed) and flipped_at >= 0 > found and event.request == 0:
-                    early += max(0, event.upto - upto)
-                elif isinstance(event, RolledBack) and found < 0:
-                    found = seen - at
-            steps.append(found)
-        for metric, number, unit in (
-            ("steps to detection", max(steps), "steps"),
-            ("final too early", early, "tokens"),
-        ):
-            rows.append(
-                row(cell, f"{metric}, {where}", number, {}, None, unit) | {"metric": f"{metric}, {where}"}
-            )
-        if min(steps) < 0:
-            raise RuntimeError(f"a flipped bit in a {where} page was not found: {steps}")
     return rows
 
 

@@ -52,7 +52,7 @@ class Watch:
             self._thread = ThreadPoolExecutor(1, "fieldprint-scrubber")
         self.hasher = SlotHasher(pool)
         # Apart, so that it does not queue behind a pass over everything.
-        self._scrubber = SlotHasher(pool, self._thread)
+        self._scrubber = SlotHasher(pool, self._thread, urgent=True)
         self.pinned_slots: Slots = np.empty(0, dtype=np.int64) if anchor is None else anchor.slots
         self.pinned_digests: Digests = np.empty((0, 32), dtype=np.uint8) if anchor is None else anchor.digests
         self.alarm = False

@@ -36,13 +36,16 @@ class SlotHasher:
     Args:
         pool: of the slots.
         executor: a thread for `later` on a CPU; without one the work is done when its result is asked for.
+        urgent: whether a GPU gives this hasher's kernels the priority of a decode step's, for few slots that must not wait.
     """
 
-    def __init__(self, pool: PagePool, executor: Executor | None = None) -> None:
+    def __init__(self, pool: PagePool, executor: Executor | None = None, *, urgent: bool = False) -> None:
         self._pool, self._executor = pool, executor
         self._staging = threading.local()  # where each thread lays a slot's bytes in a row
         device = pool.storage.device
-        self._stream = None if device.type == "cpu" else torch.cuda.Stream(device, priority=0)
+        self._stream = (
+            None if device.type == "cpu" else torch.cuda.Stream(device, priority=-1 if urgent else 0)
+        )
 
     def now(self, slots: Slots) -> Digests:
         """The digests of `slots` as they are at this moment.
