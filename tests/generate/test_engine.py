@@ -230,6 +230,23 @@ def flip(world: World, page: int) -> None:
     world.pool.storage.view(torch.uint8)[3, 1, page, 2, 0, 9] ^= 1 << 5
 
 
+def test_a_commitment_moves_no_page_and_waits_for_the_prompt(world: World, log: LogWriter) -> None:
+    """A pass that held the page of the next token would have it copied, row by row."""
+    requests = [replace(world.request(text, 60), stop_ids=frozenset()) for text in QUESTIONS[:2]]
+    pages: dict[int, list[int]] = {}
+    first_committed: dict[int, int] = {}
+    for event in world.engine.generate(requests, anchor=world.pinned, log=log):
+        if isinstance(event, Committed):
+            first_committed.setdefault(event.request, event.upto)
+        if isinstance(event, Provisional):
+            held = world.engine.pages_of(event.request)
+            assert pages.setdefault(event.request, held) == held[: len(pages[event.request])]
+    size = world.pool.layout.page_size
+    for index, request in enumerate(requests):
+        assert first_committed[index] >= len(request.prompt) // size * size
+    assert set(pages) == {0, 1}
+
+
 @pytest.mark.parametrize("at", [1, 20, 47, 61])
 @pytest.mark.parametrize("where", ["pinned", "context"])
 def test_a_flipped_bit_is_found_and_the_text_is_the_undisturbed_one(
