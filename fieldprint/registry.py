@@ -26,7 +26,8 @@ from fieldprint.anchor.dsse import (
     valid_signers,
 )
 from fieldprint.anchor.policy import Policy
-from fieldprint.anchor.sign import PAYLOAD_TYPE, Revocation
+from fieldprint.anchor.sign import PAYLOAD_TYPE
+from fieldprint.anchor.statements import Revocation
 from fieldprint.errors import FormatError, VerificationError
 
 MAX_EVENT_SIZE = 65535

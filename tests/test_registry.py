@@ -22,7 +22,8 @@ from fieldprint.anchor import (
     sign_revocation,
 )
 from fieldprint.anchor.artifact import statement
-from fieldprint.anchor.sign import PAYLOAD_TYPE, REVOCATION_TYPE, Revocation
+from fieldprint.anchor.sign import PAYLOAD_TYPE
+from fieldprint.anchor.statements import REVOCATION_TYPE, Revocation
 from fieldprint.note import NoteSigner
 from fieldprint.registry import Promotion, Registry, revocation_entry
 from fieldprint.tlog.tile import MAX_ENTRY_SIZE

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fieldprint.anchor import AnchorArtifact, Envelope, Policy
-from fieldprint.anchor.sign import Revocation
+from fieldprint.anchor.statements import Revocation
 from fieldprint.audit import AuditState, EntryCheck
 from fieldprint.commit import Commitment, Receipt
 from fieldprint.errors import FieldprintError
