@@ -5,8 +5,9 @@ from datetime import datetime, timedelta
 
 from fieldprint.anchor.artifact import AnchorArtifact, FieldprintRecord, format_time
 from fieldprint.anchor.dsse import Envelope, valid_signers
-from fieldprint.anchor.policy import Policy
+from fieldprint.anchor.policy import KindRule, Policy
 from fieldprint.anchor.sign import PAYLOAD_TYPE
+from fieldprint.anchor.statements import Registration
 from fieldprint.commit.leaf import Commitment, request_digest, text_digest, tokens_digest
 from fieldprint.commit.receipt import Receipt
 from fieldprint.errors import FormatError, VerificationError
@@ -60,6 +61,12 @@ def verify_anchor(
     8. The registry does not know it as revoked.
     9. The registry does not know it as superseded by an anchor of its kind.
     10. If `model` is given: a fieldprint under that model is signed.
+    11. The registry knows it as registered, and the registration says of it what it says itself.
+    12. The rule forbids none of the labels that it has from its kind, its parents and earlier anchors of its text.
+    13. None of its ancestors is revoked.
+    14. If the rule names models and `model` is given: it is one of them.
+    15. No override of it, of its kind or of everything is in force, neither a bypass nor a freeze.
+    16. If the policy asks for status roots and there is no registry: `status` is given.
 
     The anchor is not yet in memory; see `promote_anchor`.
 
@@ -67,7 +74,7 @@ def verify_anchor(
         signed: of `sign_anchor`.
         policy: whose signatures count.
         now: the time of the check, with a time zone.
-        registry: of `Registry.replay`; None only where no log exists, and then 8 and 9 are not checked.
+        registry: of `Registry.replay`; None only where no log is at hand, and then 8, 9, 11, 12, 13 and 15 are not checked.
         model: hex digest of the model folder.
 
     Raises:
@@ -105,15 +112,8 @@ def verify_anchor(
     if longest > rule.max_tokens:
         raise VerificationError(7, f"the anchor has {longest} tokens, the policy allows {rule.max_tokens}")
     digest = artifact.digest
-    if registry is not None and digest in registry.revoked:
-        revocation = registry.revoked[digest]
-        raise VerificationError(
-            8,
-            f"the anchor was revoked at {format_time(revocation.time)}: {revocation.reason}",
-            remedy="Sign a new anchor",
-        )
-    if registry is not None and (digest, artifact.kind) in registry.superseded:
-        raise VerificationError(9, "the anchor was superseded by a newer one", remedy="Use the newer one")
+    if registry is not None:
+        _check_not_replaced(artifact, digest, registry)
     record = None if model is None else artifact.record_for(model)
     if model is not None and record is None:
         raise VerificationError(
@@ -121,8 +121,72 @@ def verify_anchor(
             f"no fieldprint is signed for the model {model[:16]}...",
             remedy="Sign the anchor again with --model of this folder, or use the model that it was signed for",
         )
+    if registry is not None:
+        _check_registered(artifact, digest, rule, registry)
+    if model is not None and rule.models and model not in rule.models:
+        raise VerificationError(
+            14, f"the policy allows no {artifact.kind} anchor with the model {model[:16]}..."
+        )
+    if registry is not None:
+        _check_no_override(artifact, digest, registry, now)
     names = tuple(sorted(policy.name_of(signer) for signer in signers))
     return VerifiedAnchor(artifact, digest, names, record)
+
+
+def _check_not_replaced(artifact: AnchorArtifact, digest: str, registry: Registry) -> None:
+    """Checks 8 and 9."""
+    if digest in registry.revoked:
+        revocation = registry.revoked[digest]
+        raise VerificationError(
+            8,
+            f"the anchor was revoked at {format_time(revocation.time)}: {revocation.reason}",
+            remedy="Sign a new anchor",
+        )
+    newer = registry.superseded.get((digest, artifact.kind))
+    if newer is not None:
+        raise VerificationError(
+            9, f"the anchor was superseded by a newer one, {newer[:16]}...", remedy="Use the newer one"
+        )
+
+
+def _check_registered(artifact: AnchorArtifact, digest: str, rule: KindRule, registry: Registry) -> None:
+    """Checks 11 to 13."""
+    record = registry.anchors.get(digest)
+    if record is None:
+        raise VerificationError(
+            11, "the anchor is not registered in the log", remedy="fieldprint anchor register FILE"
+        )
+    if record.registration != Registration.of(artifact):
+        raise VerificationError(
+            11,
+            "its registration in the log says something else than the anchor",
+            remedy="Revoke it, and sign a new one",
+        )
+    forbidden = sorted(record.taint.intersection(rule.forbidden_taint))
+    if forbidden:
+        raise VerificationError(
+            12,
+            f"the anchor is tainted by what it comes from: {', '.join(forbidden)}",
+            remedy="It needs an endorsement of these labels",
+        )
+    if record.revoked_ancestor is not None:
+        raise VerificationError(
+            13,
+            f"the anchor comes from {record.revoked_ancestor[:16]}..., which is revoked",
+            remedy="Sign a new anchor that does not",
+        )
+
+
+def _check_no_override(artifact: AnchorArtifact, digest: str, registry: Registry, now: datetime) -> None:
+    """Check 15."""
+    override = registry.override_on(now, anchor=digest, kind=artifact.kind)
+    if override is not None:
+        raise VerificationError(
+            15,
+            f"override {override.number} ({override.action} {override.scope} {override.target[:16]}) is in force: "
+            f"{override.reason}",
+            remedy="Whoever may override can lift it",
+        )
 
 
 def _check_time(artifact: AnchorArtifact, now: datetime, max_age_days: int) -> None:

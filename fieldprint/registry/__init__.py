@@ -1,0 +1,34 @@
+"""The registry: what became of every anchor, as replaying the log gives it.
+
+    entry -> events (parse, signatures) -> state (is it allowed now?) -> lineage (taint, descent) -> Change, or Refused
+
+The log holds everything that was appended. `Registry.apply` is the one place where an event is believed or not.
+"""
+
+from fieldprint.registry.events import (
+    EVENT_TYPES,
+    MAX_EVENT_SIZE,
+    Event,
+    EventError,
+    Promotion,
+    event_entry,
+    registration_entry,
+    revocation_entry,
+)
+from fieldprint.registry.lineage import AnchorRecord
+from fieldprint.registry.state import Change, Refused, Registry
+
+__all__ = [
+    "EVENT_TYPES",
+    "MAX_EVENT_SIZE",
+    "AnchorRecord",
+    "Change",
+    "Event",
+    "EventError",
+    "Promotion",
+    "Refused",
+    "Registry",
+    "event_entry",
+    "registration_entry",
+    "revocation_entry",
+]
