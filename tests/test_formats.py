@@ -23,13 +23,17 @@ from fieldprint.errors import VerificationError
 from fieldprint.note import COSIGNATURES, VerifierKey, verify_note, verify_signatures
 from fieldprint.registry import Registry
 from fieldprint.tlog import (
+    AbsenceProof,
     Checkpoint,
     LogProof,
     LogReader,
+    PresenceProof,
     TrustPolicy,
     leaf_hash,
+    verify_absent,
     verify_consistency,
     verify_log_proof,
+    verify_present,
 )
 from fieldprint.tlog.tile import encode_bundle
 from fieldprint.tlog.witness import AddCheckpoint, RefusalError, Witness, WitnessState
@@ -42,6 +46,7 @@ PAGES = (
     "log.md",
     "witness.md",
     "proof.md",
+    "status.md",
     "commitment.md",
     "receipt.md",
     "fieldprint.md",
@@ -241,6 +246,23 @@ def test_the_proof_is_verified_by_both_policies(policy: Policy, entries: list[by
     assert refused(lambda: verify_log_proof(data, both, entries[2])) == 3
 
 
+def test_the_status_proofs_hold_under_the_root_that_the_page_shows() -> None:
+    shown = json.loads(sample("status.md", "tree"))
+    count, root, (one, two, three) = shown["count"], bytes.fromhex(shown["root"]), shown["digests"]
+    absent, present = sample("status.md", "absence"), sample("status.md", "presence")
+    assert AbsenceProof.from_bytes(absent).to_bytes() == absent
+    assert PresenceProof.from_bytes(present).to_bytes() == present
+    verify_absent(bytes.fromhex(shown["absent"]), AbsenceProof.from_bytes(absent), root, count)
+    verify_present(bytes.fromhex(two), PresenceProof.from_bytes(present), root, count)
+    leaves = [sha256(b"\0" + bytes.fromhex(value)).digest() for value in (one, two, three)]
+    tree = sha256(b"\1" + sha256(b"\1" + leaves[0] + leaves[1]).digest() + leaves[2]).digest()
+    assert tree.hex() == json.loads(absent)["tree"] == json.loads(present)["tree"]
+    assert sha256(b"\2" + struct.pack(">Q", count) + tree).digest() == root
+    assert (
+        refused(lambda: verify_absent(bytes.fromhex(two), AbsenceProof.from_bytes(absent), root, count)) == 3
+    )
+
+
 def test_the_witness_answers_the_request_with_the_line_of_the_checkpoint(
     policy: Policy, tmp_path: Path
 ) -> None:
@@ -330,6 +352,7 @@ def names(value: object, skip: tuple[str, ...]) -> Iterator[str]:
         ("commitment.md", ("leaf", "abort")),
         ("receipt.md", ("receipt",)),
         ("fieldprint.md", ("header",)),
+        ("status.md", ("absence", "presence")),
         ("log.md", ("entries",)),
     ],
 )

@@ -37,7 +37,7 @@ from fieldprint.commit import (
 )
 from fieldprint.note import Cosigner, NoteSigner, parse_note
 from fieldprint.registry import Promotion, revocation_entry
-from fieldprint.tlog import Cosigned, LogReader, LogWriter, TrustPolicy, leaf_hash, prove_entry
+from fieldprint.tlog import Cosigned, LogReader, LogWriter, StatusTree, TrustPolicy, leaf_hash, prove_entry
 from fieldprint.tlog.trust import Group, KnownLog, KnownWitness
 from fieldprint.tlog.witness import AddCheckpoint, Witness, WitnessState
 
@@ -93,6 +93,7 @@ def samples() -> dict[str, dict[str, str]]:
         "log.md": log,
         "witness.md": witness,
         "proof.md": {"proof": proof},
+        "status.md": _status(artifact.digest),
         "commitment.md": {
             "leaf": _line(leaves[1].to_bytes()),
             "leaf-before": _line(leaves[0].to_bytes()),
@@ -101,6 +102,23 @@ def samples() -> dict[str, dict[str, str]]:
         },
         "receipt.md": {"receipt": _line(receipt.to_bytes())},
         "fieldprint.md": fieldprint,
+    }
+
+
+def _status(absent: str) -> dict[str, str]:
+    """A set of three digests, the anchor's not among them: as if three others had been revoked."""
+    digests = sorted(sha256(b"fieldprint sample revoked %d" % i).digest() for i in range(3))
+    tree = StatusTree(digests)
+    shown = {
+        "digests": [value.hex() for value in digests],
+        "count": len(tree),
+        "root": tree.root.hex(),
+        "absent": absent,
+    }
+    return {
+        "tree": json.dumps(shown, indent=2) + "\n",
+        "absence": _line(tree.prove_absent(bytes.fromhex(absent)).to_bytes()),
+        "presence": _line(tree.prove_present(digests[1]).to_bytes()),
     }
 
 

@@ -16,11 +16,19 @@ from fieldprint.tlog.merkle import (
 )
 from fieldprint.tlog.proof import LogProof, VerifiedEntry, prove_entry, verify_log_proof
 from fieldprint.tlog.reader import LogReader
+from fieldprint.tlog.status import (
+    AbsenceProof,
+    PresenceProof,
+    StatusTree,
+    verify_absent,
+    verify_present,
+)
 from fieldprint.tlog.storage import PosixStorage, Source, Storage, open_source, open_storage
 from fieldprint.tlog.trust import Trust, TrustPolicy, verify_checkpoint, verify_cosignatures
 from fieldprint.tlog.writer import Appended, LogWriter, Pending, publish_cosigned
 
 __all__ = [
+    "AbsenceProof",
     "Appended",
     "Checkpoint",
     "CompactRange",
@@ -31,8 +39,10 @@ __all__ = [
     "LogWriter",
     "Pending",
     "PosixStorage",
+    "PresenceProof",
     "Source",
     "State",
+    "StatusTree",
     "Storage",
     "Trust",
     "TrustPolicy",
@@ -47,10 +57,12 @@ __all__ = [
     "prove_subtree",
     "publish_cosigned",
     "tree_hash",
+    "verify_absent",
     "verify_checkpoint",
     "verify_consistency",
     "verify_cosignatures",
     "verify_inclusion",
     "verify_log_proof",
+    "verify_present",
     "verify_subtree",
 ]

@@ -17,7 +17,18 @@ from fieldprint.audit import AuditState, EntryCheck
 from fieldprint.commit import Commitment, Receipt
 from fieldprint.errors import FieldprintError
 from fieldprint.note import VerifierKey, parse_note, verify_note
-from fieldprint.tlog import Checkpoint, LogProof, TrustPolicy, leaf_hash, merkle
+from fieldprint.tlog import (
+    AbsenceProof,
+    Checkpoint,
+    LogProof,
+    PresenceProof,
+    StatusTree,
+    TrustPolicy,
+    leaf_hash,
+    merkle,
+    verify_absent,
+    verify_present,
+)
 from fieldprint.tlog.audit import LogAudit
 from fieldprint.tlog.serve import LogSite
 from fieldprint.tlog.tile import decode_bundle, decode_tile, encode_bundle
@@ -39,6 +50,10 @@ SETTING = json.loads((VECTORS / "policy.json").read_text())
 POLICY = Policy.from_bytes(SETTING["policy"].encode())
 LOGS = json.loads((VECTORS / "log/logs.json").read_text())
 TRUST = TrustPolicy((KnownLog(VerifierKey.parse(LOGS["vkey"])),))
+
+REVOKED = [bytes([i]) * 32 for i in range(1, 6)]
+ABSENT = bytes([7]) * 32
+STATUS = StatusTree(REVOKED)
 
 
 @dataclass(frozen=True)
@@ -110,6 +125,19 @@ def trust_policy(data: bytes) -> None:
 
 def log_proof(data: bytes) -> None:
     assert LogProof.from_bytes(data).to_bytes() == data
+
+
+def status_proof(data: bytes) -> None:
+    """No digest of the set is proved absent and no other present, whatever the proof."""
+    if b"presence" in data:
+        present = PresenceProof.from_bytes(data)
+        assert present.to_bytes() == data
+        verify_present(ABSENT, present, STATUS.root, len(STATUS))
+    else:
+        absent = AbsenceProof.from_bytes(data)
+        assert absent.to_bytes() == data
+        verify_absent(REVOKED[1], absent, STATUS.root, len(STATUS))
+    raise AssertionError("what is not so was proved")
 
 
 def witness_request(data: bytes) -> None:
@@ -268,6 +296,7 @@ TARGETS = (
     Target("policy", policy, lambda: iter([SETTING["policy"].encode()])),
     Target("trust_policy", trust_policy, lambda: iter([TRUST.to_bytes()])),
     Target("log_proof", log_proof, _signed(lambda c: LogProof(5, (bytes(32), bytes(32)), c, b"extra").to_bytes())),
+    Target("status_proof", status_proof, lambda: iter([STATUS.prove_absent(ABSENT).to_bytes(), STATUS.prove_present(REVOKED[1]).to_bytes()])),
     Target("witness_request", witness_request, _signed(lambda c: AddCheckpoint(3, (bytes(32),), c).to_bytes())),
     Target("audit_state", audit_state, _states),
     Target("audit", audit, _patches),
