@@ -11,7 +11,7 @@ from fieldprint.anchor.statements import Registration
 from fieldprint.commit.leaf import Commitment, request_digest, text_digest, tokens_digest
 from fieldprint.commit.receipt import Receipt
 from fieldprint.errors import FormatError, VerificationError
-from fieldprint.registry import Registry
+from fieldprint.registry import Registry, StatusProof, verify_not_revoked
 from fieldprint.tlog import Checkpoint, leaf_hash, verify_checkpoint, verify_cosignatures, verify_inclusion
 
 
@@ -47,7 +47,13 @@ class VerifiedReceipt:
 
 
 def verify_anchor(
-    signed: bytes, policy: Policy, *, now: datetime, registry: Registry | None, model: str | None = None
+    signed: bytes,
+    policy: Policy,
+    *,
+    now: datetime,
+    registry: Registry | None,
+    model: str | None = None,
+    status: StatusProof | None = None,
 ) -> VerifiedAnchor:
     """Return the anchor only if every check below holds.
 
@@ -66,7 +72,7 @@ def verify_anchor(
     13. None of its ancestors is revoked.
     14. If the rule names models and `model` is given: it is one of them.
     15. No override of it, of its kind or of everything is in force, neither a bypass nor a freeze.
-    16. If the policy asks for status roots and there is no registry: `status` is given.
+    16. If the policy asks for status roots and there is no registry: `status` shows by a fresh one that it is not revoked.
 
     The anchor is not yet in memory; see `promote_anchor`.
 
@@ -76,6 +82,7 @@ def verify_anchor(
         now: the time of the check, with a time zone.
         registry: of `Registry.replay`; None only where no log is at hand, and then 8, 9, 11, 12, 13 and 15 are not checked.
         model: hex digest of the model folder.
+        status: of `prove_not_revoked`, for a verifier who does not replay the log; with a registry it is not looked at.
 
     Raises:
         VerificationError: with the number of the check.
@@ -129,6 +136,8 @@ def verify_anchor(
         )
     if registry is not None:
         _check_no_override(artifact, digest, registry, now)
+    elif policy.status is not None:
+        _check_status(status, policy, digest, now)
     names = tuple(sorted(policy.name_of(signer) for signer in signers))
     return VerifiedAnchor(artifact, digest, names, record)
 
@@ -189,6 +198,20 @@ def _check_no_override(artifact: AnchorArtifact, digest: str, registry: Registry
         )
 
 
+def _check_status(status: StatusProof | None, policy: Policy, digest: str, now: datetime) -> None:
+    """Check 16."""
+    if status is None:
+        raise VerificationError(
+            16,
+            "the policy asks for a status root, and none is given",
+            remedy="Give a status proof, or the log",
+        )
+    try:
+        verify_not_revoked(status, policy, digest, now)
+    except VerificationError as error:
+        raise VerificationError(16, error.what, remedy=error.remedy) from error
+
+
 def _check_time(artifact: AnchorArtifact, now: datetime, max_age_days: int) -> None:
     if now.utcoffset() is None:
         raise ValueError("now must have a time zone")
@@ -205,7 +228,12 @@ def _check_time(artifact: AnchorArtifact, now: datetime, max_age_days: int) -> N
 
 
 def verify_receipt(
-    data: bytes, policy: Policy, *, now: datetime, registry: Registry | None = None
+    data: bytes,
+    policy: Policy,
+    *,
+    now: datetime,
+    registry: Registry | None = None,
+    status: StatusProof | None = None,
 ) -> VerifiedReceipt:
     """Return what the receipt says only if every check below holds. Needs no model and no network.
 
@@ -224,6 +252,7 @@ def verify_receipt(
         policy: of the verifier, never of the receipt.
         now: the time of the check.
         registry: where revocation is looked up; None leaves it out.
+        status: as in `verify_anchor`.
 
     Raises:
         VerificationError: with the number of the check.
@@ -249,7 +278,7 @@ def verify_receipt(
             raise VerificationError(5, f"the tokens of page {leaf.page} are not those that were committed")
     if text_digest(receipt.salt, receipt.text) != chain[-1].text:
         raise VerificationError(6, "the text is not the one that was committed")
-    anchor = _verified_receipt_anchor(receipt, chain[0], policy, now, registry)
+    anchor = _verified_receipt_anchor(receipt, chain[0], policy, now, registry, status)
     try:
         cosignatures = verify_cosignatures(receipt.checkpoint.encode(), policy)
     except (FormatError, VerificationError) as error:
@@ -311,7 +340,12 @@ def _terms(leaf: Commitment) -> tuple[object, ...]:
 
 
 def _verified_receipt_anchor(
-    receipt: Receipt, leaf: Commitment, policy: Policy, now: datetime, registry: Registry | None
+    receipt: Receipt,
+    leaf: Commitment,
+    policy: Policy,
+    now: datetime,
+    registry: Registry | None,
+    status: StatusProof | None,
 ) -> VerifiedAnchor | None:
     """Check 7."""
     if receipt.anchor is None:
@@ -319,7 +353,9 @@ def _verified_receipt_anchor(
             raise VerificationError(7, "the leaves name an anchor, and the receipt does not hold it")
         return None
     try:
-        anchor = verify_anchor(receipt.anchor, policy, now=now, registry=registry, model=leaf.model)
+        anchor = verify_anchor(
+            receipt.anchor, policy, now=now, registry=registry, model=leaf.model, status=status
+        )
     except VerificationError as error:
         raise VerificationError(7, f"the anchor: {error.what}", remedy=error.remedy) from error
     if anchor.digest != leaf.anchor or anchor.record is None or anchor.record.root != leaf.fieldprint:

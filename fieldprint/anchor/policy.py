@@ -121,6 +121,7 @@ class Policy:
     _loaded: dict[str, tuple[str, Ed25519PublicKey]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
+    _rules: dict[str, SignerRule] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         VerifierKey.parse(self.log)
@@ -133,16 +134,28 @@ class Policy:
             self._loaded[name] = (key_id(key), key)
         if len(set(self.keys.values())) != len(self.keys):
             raise FormatError("two names in the policy have the same key, which would count twice")
+        self._collect_rules()
+        for purpose, rule in self._rules.items():
+            self._check_signers(rule.signers, rule.threshold, purpose)
         self._check_kinds()
-        self._check_signers(self.revokers, self.revocation_threshold, "revocation")
         self._check_roles()
         self._check_witnesses()
+
+    def _collect_rules(self) -> None:
+        for kind, rule in self.kinds.items():
+            self._rules[f"kind {kind}"] = SignerRule(rule.signers, rule.threshold)
+        self._rules["revocation"] = SignerRule(self.revokers, self.revocation_threshold)
+        for label, who in self.endorsement.items():
+            self._rules[f"endorsement {label}"] = who
+        if self.override is not None:
+            self._rules["override"] = self.override
+        if self.status is not None:
+            self._rules["status"] = SignerRule(self.status.signers, self.status.threshold)
 
     def _check_kinds(self) -> None:
         for kind, rule in self.kinds.items():
             if kind not in KINDS:
                 raise FormatError(f"the policy has a rule for {kind!r}, which is no kind")
-            self._check_signers(rule.signers, rule.threshold, f"kind {kind}")
             if not 0 < rule.max_tokens <= MAX_TOKENS or not 0 < rule.max_age_days <= MAX_AGE_DAYS:
                 raise FormatError(
                     f"kind {kind}: max_tokens must be 1 to {MAX_TOKENS}, max_age_days 1 to {MAX_AGE_DAYS}"
@@ -153,23 +166,17 @@ class Policy:
                 raise FormatError(f"kind {kind}: on_revoke must be {' or '.join(get_args(OnRevoke))}")
 
     def _check_roles(self) -> None:
-        for label, rule in self.endorsement.items():
+        for label in self.endorsement:
             if not NAME.fullmatch(label):
                 raise FormatError(f"the policy has an endorsement of {label[:80]!r}, which is no taint label")
-            self._check_signers(rule.signers, rule.threshold, f"endorsement of {label}")
-        if self.override is not None:
-            self._check_signers(self.override.signers, self.override.threshold, "override")
-            both = {name for rule in self.kinds.values() for name in rule.signers} & set(
-                self.override.signers
+        overriding = set() if self.override is None else set(self.override.signers)
+        both = overriding.intersection(name for rule in self.kinds.values() for name in rule.signers)
+        if both:
+            raise FormatError(
+                f"override: {', '.join(sorted(both))} signs anchors too; the keys that override must be others"
             )
-            if both:
-                raise FormatError(
-                    f"override: {', '.join(sorted(both))} signs anchors too; the keys that override must be others"
-                )
-        if self.status is not None:
-            self._check_signers(self.status.signers, self.status.threshold, "status")
-            if not 0 < self.status.max_age_seconds <= MAX_STATUS_AGE:
-                raise FormatError(f"status: max_age_seconds must be 1 to {MAX_STATUS_AGE}")
+        if self.status is not None and not 0 < self.status.max_age_seconds <= MAX_STATUS_AGE:
+            raise FormatError(f"status: max_age_seconds must be 1 to {MAX_STATUS_AGE}")
 
     def _check_witnesses(self) -> None:
         keys = self.witness_keys
@@ -218,6 +225,11 @@ class Policy:
     def quorum_met(self, keys: Collection[VerifierKey]) -> bool:
         """Whether cosignatures by these keys are enough: as many names as the minimum among the witnesses."""
         return len({key.name for key in set(keys).intersection(self.witness_keys)}) >= self.minimum_witnesses
+
+    @property
+    def signer_rules(self) -> Mapping[str, SignerRule]:
+        """Who signs what, by purpose: `kind K`, `revocation`, `endorsement L`, `override`, `status`."""
+        return self._rules
 
     def trusted(self, names: tuple[str, ...] | None = None) -> dict[str, Ed25519PublicKey]:
         """Key id to public key, of these names or of all."""

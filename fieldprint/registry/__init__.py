@@ -11,12 +11,15 @@ from fieldprint.registry.events import (
     Event,
     EventError,
     Promotion,
+    check_signers,
     event_entry,
+    read_fields,
     registration_entry,
     revocation_entry,
 )
 from fieldprint.registry.lineage import AnchorRecord
 from fieldprint.registry.state import Change, Refused, Registry
+from fieldprint.registry.status import StatusProof, prove_not_revoked, verify_not_revoked
 
 __all__ = [
     "EVENT_TYPES",
@@ -28,7 +31,12 @@ __all__ = [
     "Promotion",
     "Refused",
     "Registry",
+    "StatusProof",
+    "check_signers",
     "event_entry",
+    "prove_not_revoked",
+    "read_fields",
     "registration_entry",
     "revocation_entry",
+    "verify_not_revoked",
 ]

@@ -9,7 +9,7 @@ engine and not signed; it counts only for a registered anchor, and says of it wh
 
 import base64
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from fieldprint.anchor.dsse import (
     parse_canonical,
     valid_signers,
 )
-from fieldprint.anchor.policy import Policy, SignerRule
+from fieldprint.anchor.policy import Policy
 from fieldprint.anchor.sign import PAYLOAD_TYPE
 from fieldprint.anchor.statements import (
     Endorsement,
@@ -168,46 +168,42 @@ def check_signers(event: Event, policy: Policy) -> None:
     Raises:
         EventError: `no-rule`: the policy lets nobody do this. `signatures`: too few signed.
     """
-    for rule, what in _needed(event.content, policy):
-        if rule is None:
-            raise EventError(
-                "no-rule", f"the policy names nobody for {what}", remedy="Name signers in the policy"
-            )
-        _check_rule(event, rule, what)
+    for purpose in _purposes(event.content):
+        _check_rule(event, policy, purpose)
 
 
 def check_kind_signers(event: Event, policy: Policy, kind: str) -> None:
     """Raise EventError unless the signers of this kind of anchor, as many as the policy asks for, signed the event."""
-    rule = policy.kinds.get(kind)
-    if rule is None:
-        raise EventError("no-rule", f"the policy allows no anchors of kind {kind}")
-    _check_rule(event, SignerRule(rule.signers, rule.threshold), f"an anchor of kind {kind}")
+    _check_rule(event, policy, f"kind {kind}")
 
 
-def _needed(content: Statement | Promotion, policy: Policy) -> Iterator[tuple[SignerRule | None, str]]:
+def _purposes(content: Statement | Promotion) -> tuple[str, ...]:
     match content:
         case Registration():
-            rule = policy.kinds.get(content.kind)
-            found = None if rule is None else SignerRule(rule.signers, rule.threshold)
-            yield found, f"an anchor of kind {content.kind}"
+            return (f"kind {content.kind}",)
         case Revocation():
-            yield SignerRule(policy.revokers, policy.revocation_threshold), "a revocation"
+            return ("revocation",)
         case Endorsement():
-            for label in content.labels:
-                yield policy.endorsement.get(label), f"an endorsement of {label}"
+            return tuple(f"endorsement {label}" for label in content.labels)
         case Override() | Lift():
-            yield policy.override, "an override"
+            return ("override",)
         case StatusRoot():
-            status = policy.status
-            yield None if status is None else SignerRule(status.signers, status.threshold), "a status root"
+            return ("status",)
+        case Supersession() | Promotion():
+            return ()
 
 
-def _check_rule(event: Event, rule: SignerRule, what: str) -> None:
+def _check_rule(event: Event, policy: Policy, purpose: str) -> None:
+    rule = policy.signer_rules.get(purpose)
+    if rule is None:
+        raise EventError(
+            "no-rule", f"the policy names nobody for: {purpose}", remedy="Name signers in the policy"
+        )
     count = len(event.signers.intersection(rule.signers))
     if count < rule.threshold:
         raise EventError(
             "signatures",
-            f"{count} of {rule.threshold} needed signatures on {what} are valid",
+            f"{count} of {rule.threshold} needed signatures for {purpose} are valid",
             remedy=f"It needs keys of {', '.join(rule.signers)}",
         )
 

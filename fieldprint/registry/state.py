@@ -1,6 +1,5 @@
 """The state of the registry: `Registry.apply` believes an event, or refuses it with a name."""
 
-from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from fieldprint.registry.events import (
     read_event,
 )
 from fieldprint.registry.lineage import AnchorRecord, Lineage
+from fieldprint.tlog.status import StatusTree
 
 MAX_REFUSED = 1000
 
@@ -37,7 +37,8 @@ class Refused:
     """An event that changed nothing.
 
     why: malformed, no-rule, signatures, already-registered, revoked, superseded, parent-unknown, parent-revoked, validity,
-    forbidden-taint, unknown-anchor, differs, kind, model, number, not-in-force, size or count. what: in words.
+    forbidden-taint, unknown-anchor, differs, kind, model, number, not-in-force, size, count or root. what: in
+    words.
     """
 
     index: int
@@ -65,6 +66,7 @@ class Registry:
 
     revoked: by digest, whether registered or not. superseded: (digest, kind of the newer anchor) to the newer anchor's
     digest. overrides: by number, those that were not lifted. status: the last status root, and the index of its entry.
+    status_tree: over the revoked anchors. believed: how many events, by type.
     refused: the last thousand; `num_refused` counts all.
     """
 
@@ -77,8 +79,8 @@ class Registry:
     believed: Counter[str] = field(default_factory=Counter)
     refused: deque[Refused] = field(default_factory=lambda: deque(maxlen=MAX_REFUSED))
     num_refused: int = 0
+    status_tree: StatusTree = field(default_factory=StatusTree)
     _lineage: Lineage = field(default_factory=Lineage)
-    _revocation_indexes: list[int] = field(default_factory=list)
     _last_number: int = 0
 
     def __post_init__(self) -> None:
@@ -158,7 +160,7 @@ class Registry:
                     raise EventError("revoked", "the endorsed anchor is revoked")
                 return self._lineage.endorse(event.content.anchor, event.content.labels)
             case Revocation():
-                return self._revoke(index, event.content)
+                return self._revoke(event.content)
             case Override():
                 return self._override(event.content)
             case Lift():
@@ -249,11 +251,11 @@ class Registry:
             )
         return self._replace(new.anchor, newer)
 
-    def _revoke(self, index: int, new: Revocation) -> list[str]:
+    def _revoke(self, new: Revocation) -> list[str]:
         if new.anchor in self.revoked:
             raise EventError("revoked", "the anchor is revoked already")
         self.revoked[new.anchor] = new
-        self._revocation_indexes.append(index)
+        self.status_tree.add(bytes.fromhex(new.anchor))
         record = self.anchors.get(new.anchor)
         if record is None:
             return []
@@ -268,12 +270,16 @@ class Registry:
         return []
 
     def _status(self, index: int, new: StatusRoot) -> list[str]:
+        """One that misses a revocation in front of it says too little, and its writer has to make another."""
         if new.size > index or (self.status is not None and new.size < self.status[1].size):
             raise EventError(
                 "size", "it counts entries that stand behind it, or fewer than the status root before"
             )
-        count = bisect_left(self._revocation_indexes, new.size)
-        if new.count != count:
-            raise EventError("count", f"it counts {new.count} revoked anchors, and {count} are revoked there")
+        if new.count != len(self.revoked):
+            raise EventError(
+                "count", f"it counts {new.count} revoked anchors, and {len(self.revoked)} are revoked"
+            )
+        if bytes.fromhex(new.root) != self.status_tree.root:
+            raise EventError("root", "its root is not the one over the revoked anchors")
         self.status = (index, new)
         return []
