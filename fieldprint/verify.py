@@ -87,20 +87,7 @@ def verify_anchor(
     Raises:
         VerificationError: with the number of the check.
     """
-    try:
-        envelope = Envelope.from_bytes(signed)
-        if envelope.payload_type != PAYLOAD_TYPE:
-            raise FormatError(f"the payload type is {envelope.payload_type[:60]!r}, not {PAYLOAD_TYPE}")
-    except FormatError as error:
-        raise VerificationError(
-            1, error.what, remedy="Get the anchor's file from its signer again"
-        ) from error
-    try:
-        artifact = AnchorArtifact.from_bytes(envelope.payload)
-    except FormatError as error:
-        raise VerificationError(
-            2, error.what, remedy="Get the anchor's file from its signer again"
-        ) from error
+    envelope, artifact = _read_artifact(signed)
     rule = policy.kinds.get(artifact.kind)
     if rule is None:
         raise VerificationError(3, f"the policy allows no anchors of kind {artifact.kind}")
@@ -140,6 +127,25 @@ def verify_anchor(
         _check_status(status, policy, digest, now)
     names = tuple(sorted(policy.name_of(signer) for signer in signers))
     return VerifiedAnchor(artifact, digest, names, record)
+
+
+def _read_artifact(signed: bytes) -> tuple[Envelope, AnchorArtifact]:
+    """Checks 1 and 2."""
+    try:
+        envelope = Envelope.from_bytes(signed)
+        if envelope.payload_type != PAYLOAD_TYPE:
+            raise FormatError(f"the payload type is {envelope.payload_type[:60]!r}, not {PAYLOAD_TYPE}")
+    except FormatError as error:
+        raise VerificationError(
+            1, error.what, remedy="Get the anchor's file from its signer again"
+        ) from error
+    try:
+        artifact = AnchorArtifact.from_bytes(envelope.payload)
+    except FormatError as error:
+        raise VerificationError(
+            2, error.what, remedy="Get the anchor's file from its signer again"
+        ) from error
+    return envelope, artifact
 
 
 def _check_not_replaced(artifact: AnchorArtifact, digest: str, registry: Registry) -> None:

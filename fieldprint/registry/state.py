@@ -136,7 +136,7 @@ class Registry:
             self._refuse(Refused(index, kind, "malformed", error.what))
             return None
         except EventError as error:
-            self._refuse(Refused(index, kind, error.why, error.what))
+            self._refuse(Refused(index, kind, error.why, str(error)))
             return None
         self.believed[kind] += 1
         return Change(index, kind, event.content, tuple(anchors))

@@ -142,7 +142,7 @@ def test_a_forged_revocation_is_found_by_whoever_first_audited_without_a_policy(
     append(folder, [revocation_entry(sign_revocation("aa" * 32, "lost", NOW, [stranger]))])
     assert cli(folder, "log", "audit", "log", "--log-vkey", vkey).returncode == 0
     run = cli(folder, "log", "audit", "log", "--policy", "policy.toml")
-    assert run.returncode == 1 and "revokers" in run.stderr and "--restart" in run.stderr
+    assert run.returncode == 1 and "signers" in run.stderr and "--restart" in run.stderr
     run = cli(folder, "log", "audit", "log", "--policy", "policy.toml", "--restart")
     assert run.returncode == 1 and "entry 600:" in run.stdout
 
