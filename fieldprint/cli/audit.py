@@ -37,8 +37,7 @@ def log_audit(
     vkey: Annotated[
         str | None,
         typer.Option(
-            "--log-vkey",
-            help="The log's verifier key instead of a policy; events' signatures are then not checked.",
+            "--log-vkey", help="The log's verifier key instead of a policy; events are then not judged."
         ),
     ] = None,
     state: Annotated[
