@@ -308,7 +308,7 @@ def test_the_status_proofs_hold_under_the_root_that_the_page_shows() -> None:
 def test_the_witness_answers_the_request_with_the_line_of_the_checkpoint(
     policy: Policy, tmp_path: Path
 ) -> None:
-    """By a witness with the sample's key that saw the four entries of the receipt's checkpoint before."""
+    """By a witness with the sample's key that saw the six entries of the receipt's checkpoint before."""
     shown = BLOCKS["witness.md"]
     request = AddCheckpoint.from_bytes(shown["request"].encode())
     assert request.to_bytes().decode() == shown["request"] and request.old_size == 6

@@ -131,23 +131,18 @@ class Registry:
             return None
         try:
             event = read_event(kind, entry, self.policy)
+            check_signers(event, self.policy)
             anchors = self._believe(index, event)
-        except FormatError as error:
-            self._refuse(Refused(index, kind, "malformed", error.what))
-            return None
-        except EventError as error:
-            self._refuse(Refused(index, kind, error.why, str(error)))
+        except (FormatError, EventError) as error:
+            why = error.why if isinstance(error, EventError) else "malformed"
+            self.refused.append(Refused(index, kind, why, str(error)))
+            self.num_refused += 1
             return None
         self.believed[kind] += 1
         return Change(index, kind, event.content, tuple(anchors))
 
-    def _refuse(self, refused: Refused) -> None:
-        self.refused.append(refused)
-        self.num_refused += 1
-
     def _believe(self, index: int, event: Event) -> list[str]:
         """Check first, then change; gives the registered anchors that changed."""
-        check_signers(event, self.policy)
         match event.content:
             case Promotion():
                 return self._promote(index, event.content)
