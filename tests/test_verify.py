@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from fieldprint.anchor import (
     AnchorArtifact,
     Envelope,
+    KindRule,
     sign_anchor,
     sign_revocation,
 )
@@ -104,6 +105,16 @@ def test_revoked_and_superseded_anchors_are_refused() -> None:
     verify_anchor(sign_anchor(ANCHOR, [OWNER]), POLICY, now=NOW, registry=registry, model=MODEL)
     registry = Registry.replay([forged, b"not json", b'{"type":"revoke","v":1}', b"[]"], POLICY)
     assert not registry.revoked and not registry.superseded
+
+
+def test_a_policy_that_forbids_more_than_the_registry_s_is_asked_again() -> None:
+    """Check 12 is for a registry that was replayed with another policy; with one policy check 11 comes first."""
+    lenient = replace(POLICY, kinds={**POLICY.kinds, "identity": KindRule(("owner",), 1, 100, 60)})
+    seen = replace(ANCHOR, name="seen", kind="observation")
+    child = replace(ANCHOR, name="child", text="Read: Falcon.", parents=(seen.digest,))
+    history = [registered(seen), registered(child)]
+    assert check(child, registry=Registry.replay(history, lenient)) == 12
+    assert check(child, registry=Registry.replay(history, POLICY)) == 11
 
 
 @settings(max_examples=300, deadline=None)
