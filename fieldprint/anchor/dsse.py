@@ -12,10 +12,10 @@ from typing import Any
 
 import rfc8785
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from fieldprint.anchor.keys import key_id
-from fieldprint.errors import FormatError
+from fieldprint.anchor.signer import SigningKey, checked_signature
+from fieldprint.errors import FieldprintError, FormatError
 
 MAX_ENVELOPE_SIZE = 1 << 20
 MAX_SIGNATURES = 32
@@ -69,17 +69,40 @@ def pae(payload_type: str, payload: bytes) -> bytes:
     return b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
 
 
-def sign_envelope(payload_type: str, payload: bytes, private_keys: Sequence[Ed25519PrivateKey]) -> Envelope:
-    """The envelope with a signature of each key.
+def sign_envelope(payload_type: str, payload: bytes, signers: Sequence[SigningKey]) -> Envelope:
+    """The envelope with a signature of each signer, every one verified before it counts.
 
     Raises:
-        ValueError: no key is given.
+        ValueError: no signer is given.
+        FieldprintError: a signer refuses, or gives a signature that its public key does not verify.
     """
-    if not private_keys:
-        raise ValueError("private_keys must hold at least one key")
+    if not signers:
+        raise ValueError("signers must hold at least one key")
     message = pae(payload_type, payload)
-    signatures = tuple((key_id(key.public_key()), key.sign(message)) for key in private_keys)
-    return Envelope(payload_type, payload, signatures)
+    return Envelope(payload_type, payload, tuple(checked_signature(key, message) for key in signers))
+
+
+def cosign_envelope(envelope: Envelope, signers: Sequence[SigningKey]) -> Envelope:
+    """The envelope with the signers' signatures behind those that it has: for a threshold whose keys lie apart.
+
+    Payload and earlier signatures stay as they are; whether these are valid, `valid_signers` says.
+
+    Raises:
+        ValueError: no signer is given.
+        FieldprintError: a key has signed already or is given twice, the envelope would have more than 32 signatures,
+            or what `sign_envelope` raises.
+    """
+    added = sign_envelope(envelope.payload_type, envelope.payload, signers)
+    signatures = envelope.signatures + added.signatures
+    identifiers = [identifier for identifier, _ in signatures]
+    for identifier, _ in added.signatures:
+        if identifiers.count(identifier) > 1:
+            raise FieldprintError(
+                f"key {identifier} would sign twice, and a key counts once", remedy="Use another key"
+            )
+    if len(signatures) > MAX_SIGNATURES:
+        raise FieldprintError(f"an envelope has at most {MAX_SIGNATURES} signatures")
+    return Envelope(envelope.payload_type, envelope.payload, signatures)
 
 
 def valid_signers(envelope: Envelope, trusted: Mapping[str, Ed25519PublicKey]) -> frozenset[str]:

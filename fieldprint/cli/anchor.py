@@ -4,23 +4,33 @@ import json
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from fieldprint.cli.cosigning import open_cosigner, warn
-from fieldprint.cli.inputs import open_model, open_policy, open_registry, open_writer, read_input, write_new
+from fieldprint.cli.inputs import (
+    open_model,
+    open_policy,
+    open_registry,
+    open_signers,
+    open_writer,
+    read_input,
+    write_new,
+)
 from fieldprint.cli.options import (
     Json,
     LastSignedFile,
     LogKey,
     LogPlace,
     ModelFolder,
+    PassphraseFile,
     PolicyFile,
     QuorumFile,
     SigningKeys,
 )
 from fieldprint.cli.output import print_result
+from fieldprint.errors import FieldprintError
 
 app = typer.Typer(help="Sign, register, verify, show and revoke anchors.", no_args_is_help=True)
 
@@ -59,13 +69,14 @@ def anchor_sign(
     ] = None,
     last_signed: LastSignedFile = None,
     quorum: QuorumFile = None,
+    passphrase_file: PassphraseFile = None,
     as_json: Json = False,
 ) -> None:
     """Realize the text under the model, and sign text and fieldprint together.
 
     With --policy, --log and --log-key it is registered as well, as by `anchor register`.
     """
-    from fieldprint.anchor import AnchorArtifact, load_private_key, sign_anchor, sign_registration
+    from fieldprint.anchor import AnchorArtifact, sign_anchor, sign_registration
     from fieldprint.pipeline import fieldprint_of
     from fieldprint.registry import registration_entry
 
@@ -76,7 +87,7 @@ def anchor_sign(
         raise typer.BadParameter(
             "--policy, --log and --log-key belong together: with all three it is registered"
         )
-    private = [load_private_key(path) for path in key]
+    signers = open_signers(key, passphrase_file)
     content = read_input(text).decode("utf-8").rstrip("\n")
     fieldprint, record = fieldprint_of(open_model(model), content, form)
     now = datetime.now(UTC).replace(microsecond=0)
@@ -91,7 +102,7 @@ def anchor_sign(
         supersedes=tuple(sorted(set(supersedes or []))),
         fieldprints=(record,),
     )
-    write_new(out, sign_anchor(artifact, private))
+    write_new(out, sign_anchor(artifact, signers))
     if fieldprint_out is not None:
         fieldprint.save(fieldprint_out)
     fields = {"anchor": artifact.digest, "tokens": record.num_tokens, "root": record.root, "file": str(out)}
@@ -99,7 +110,7 @@ def anchor_sign(
     if place is None:
         print_result(fields, as_json, said)
         return
-    index, warning = _append(place, registration_entry(sign_registration(artifact, private)))
+    index, warning = _append(place, registration_entry(sign_registration(artifact, signers)))
     print_result(
         fields | {"index": index, "warning": warning or None},
         as_json,
@@ -117,6 +128,7 @@ def anchor_register(
     log_key: LogKey,
     last_signed: LastSignedFile = None,
     quorum: QuorumFile = None,
+    passphrase_file: PassphraseFile = None,
     as_json: Json = False,
 ) -> None:
     """Sign an anchor's registration and append it to the log; before that nothing is generated under it there.
@@ -124,11 +136,11 @@ def anchor_register(
     The registration holds the anchor's metadata and the digest of its text, never the text. The keys are those of the
     anchor's kind, as many as its threshold.
     """
-    from fieldprint.anchor import AnchorArtifact, Envelope, load_private_key, sign_registration
+    from fieldprint.anchor import AnchorArtifact, Envelope, sign_registration
     from fieldprint.registry import registration_entry
 
     artifact = AnchorArtifact.from_bytes(Envelope.from_bytes(read_input(file)).payload)
-    entry = registration_entry(sign_registration(artifact, [load_private_key(path) for path in key]))
+    entry = registration_entry(sign_registration(artifact, open_signers(key, passphrase_file)))
     index, warning = _append(_Place(policy, log, log_key, last_signed, quorum), entry)
     print_result(
         {"anchor": artifact.digest, "index": index, "warning": warning or None},
@@ -136,6 +148,50 @@ def anchor_register(
         f"registered {artifact.kind} {artifact.name}, {artifact.digest[:16]}: entry {index} of {log}",
     )
     warn(warning)
+
+
+@app.command("cosign")
+def anchor_cosign(
+    file: Annotated[Path, typer.Argument(help="The signed anchor.")],
+    key: SigningKeys,
+    out: Annotated[Path, typer.Option("--out", help="Where the anchor with one more signature goes.")],
+    digest: Annotated[
+        str | None,
+        typer.Option("--digest", help="Refuse to sign an anchor of another digest (all 64 digits)."),
+    ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option("--policy", help="Say how many signatures of its kind the policy still needs."),
+    ] = None,
+    passphrase_file: PassphraseFile = None,
+    as_json: Json = False,
+) -> None:
+    """Add a signature to a signed anchor, for a threshold whose keys lie on different machines.
+
+    A key that has signed already is refused. Read the text first: fieldprint anchor show FILE.
+    """
+    from fieldprint.anchor import AnchorArtifact, Envelope, cosign_envelope, valid_signers
+
+    trusted = None if policy is None else open_policy(policy)
+    envelope = Envelope.from_bytes(read_input(file))
+    artifact = AnchorArtifact.from_bytes(envelope.payload)
+    if digest is not None and digest != artifact.digest:
+        raise FieldprintError(f"{file} is anchor {artifact.digest}", remedy="Nothing was signed")
+    signed = cosign_envelope(envelope, open_signers(key, passphrase_file))
+    write_new(out, signed.to_bytes())
+    result: dict[str, Any] = {
+        "anchor": artifact.digest,
+        "signatures": [k for k, _ in signed.signatures],
+        "file": str(out),
+    }
+    text = f"signed {out}: {artifact.kind} {artifact.name} {artifact.digest[:16]}, {len(signed.signatures)} signatures"
+    rule = None if trusted is None else trusted.kinds.get(artifact.kind)
+    if trusted is not None:
+        counted = 0 if rule is None else len(valid_signers(signed, trusted.trusted(rule.signers)))
+        needed = None if rule is None else rule.threshold
+        result |= {"counted": counted, "threshold": needed}
+        text += f"; {counted} of {needed} that the policy needs" if rule else "; the policy has no such kind"
+    print_result(result, as_json, text)
 
 
 @app.command("verify")
@@ -196,15 +252,16 @@ def anchor_revoke(
     reason: Annotated[str, typer.Option("--reason", help="Why; it is public.")],
     last_signed: LastSignedFile = None,
     quorum: QuorumFile = None,
+    passphrase_file: PassphraseFile = None,
     as_json: Json = False,
 ) -> None:
     """Sign a revocation and append it to the log; from then on the anchor is refused."""
-    from fieldprint.anchor import AnchorArtifact, Envelope, load_private_key, sign_revocation
+    from fieldprint.anchor import AnchorArtifact, Envelope, sign_revocation
     from fieldprint.registry import revocation_entry
 
     digest = AnchorArtifact.from_bytes(Envelope.from_bytes(read_input(file)).payload).digest
     now = datetime.now(UTC).replace(microsecond=0)
-    entry = revocation_entry(sign_revocation(digest, reason, now, [load_private_key(path) for path in key]))
+    entry = revocation_entry(sign_revocation(digest, reason, now, open_signers(key, passphrase_file)))
     index, warning = _append(_Place(policy, log, log_key, last_signed, quorum), entry)
     print_result(
         {"anchor": digest, "index": index, "warning": warning or None},

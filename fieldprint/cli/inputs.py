@@ -1,18 +1,21 @@
 """Opening what options name: files, policies, logs, models."""
 
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
+from fieldprint.cli.options import PASSPHRASE_VARIABLE
 from fieldprint.errors import FieldprintError, FormatError, VerificationError
 
 if TYPE_CHECKING:
     from fieldprint.adapters.transformers import LoadedModel
-    from fieldprint.anchor import Policy
+    from fieldprint.anchor import Policy, Signer
+    from fieldprint.anchor.keys import AskSecret
     from fieldprint.registry import Registry
     from fieldprint.tlog import Cosign, LogReader, LogWriter, TrustPolicy
 
@@ -35,6 +38,44 @@ def write_new(path: Path, data: bytes) -> None:
         raise typer.BadParameter(f"{path} exists and is not overwritten") from None
     except OSError as error:
         raise FieldprintError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def open_signers(references: Sequence[str], passphrase_file: Path | None) -> "list[Signer]":
+    """The signers that `--key` names; what they need to be asked is asked at the terminal."""
+    from fieldprint.anchor import open_signer
+
+    passphrase = ask_passphrase(passphrase_file)
+    return [open_signer(reference, passphrase=passphrase, pin=ask_pin) for reference in references]
+
+
+def ask_passphrase(file: Path | None) -> "AskSecret":
+    """What answers for a passphrase: the file, or whoever sits at the terminal."""
+
+    def ask(what: str) -> bytes:
+        remedy = f"Give --passphrase-file, or set {PASSPHRASE_VARIABLE}"
+        return ask_secret(what, remedy) if file is None else passphrase_from(file)
+
+    return ask
+
+
+def passphrase_from(file: Path) -> bytes:
+    """The passphrase in a file."""
+    from fieldprint.anchor.keys import read_secret
+
+    return read_secret(file, "passphrase")
+
+
+def ask_pin(what: str) -> bytes:
+    """The PIN of a token, asked at the terminal."""
+    return ask_secret(what, "Put ?pin-source=/path/of/file behind the URI")
+
+
+def ask_secret(what: str, remedy: str, *, twice: bool = False) -> bytes:
+    """What is typed at the terminal without being shown; `remedy` is for where there is none."""
+    if not sys.stdin.isatty():
+        raise FieldprintError(f"the {what} is needed, and there is no terminal to ask at", remedy=remedy)
+    typed: str = typer.prompt(what, hide_input=True, confirmation_prompt=twice, err=True)
+    return typed.encode()
 
 
 def open_policy(path: Path) -> "Policy":

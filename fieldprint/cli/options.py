@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+PASSPHRASE_VARIABLE = "FIELDPRINT_KEY_PASSPHRASE_FILE"  # noqa: S105 - a name, not a secret
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 PolicyFile = Annotated[Path, typer.Option("--policy", help="The verifier's policy (TOML).")]
 LogPlace = Annotated[str, typer.Option("--log", help="The log's folder, or the URL of its object store.")]
@@ -12,7 +14,21 @@ LogKey = Annotated[Path, typer.Option("--log-key", help="Private key that signs 
 ModelFolder = Annotated[
     Path | None, typer.Option("--model", help="A local model folder; without it the demo model is used.")
 ]
-SigningKeys = Annotated[list[Path], typer.Option("--key", help="Private key that signs; may be repeated.")]
+SigningKeys = Annotated[
+    list[str],
+    typer.Option(
+        "--key",
+        help="Key that signs: a file (plain or encrypted), keyring:SERVICE/NAME or a pkcs11: URI; may be repeated.",
+    ),
+]
+PassphraseFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--passphrase-file",
+        envvar=PASSPHRASE_VARIABLE,
+        help="File whose first line is the passphrase of encrypted keys (/dev/fd/3 is a pipe); else it is asked for.",
+    ),
+]
 LastSignedFile = Annotated[
     Path | None,
     typer.Option(
