@@ -72,7 +72,7 @@ def verify_anchor(
     13. None of its ancestors is revoked.
     14. If the rule names models and `model` is given: it is one of them.
     15. No override of it, of its kind or of everything is in force, neither a bypass nor a freeze.
-    16. If the policy asks for status roots and there is no registry: `status` shows by a fresh one that it is not revoked.
+    16. If the policy asks for status roots and there is no registry: `status` shows that it is not revoked.
 
     The anchor is not yet in memory; see `promote_anchor`.
 
@@ -80,7 +80,7 @@ def verify_anchor(
         signed: of `sign_anchor`.
         policy: whose signatures count.
         now: the time of the check, with a time zone.
-        registry: of `Registry.replay`; None only where no log is at hand, and then 8, 9, 11, 12, 13 and 15 are not checked.
+        registry: of `Registry.replay`; None only where no log is at hand; then 8, 9, 11 to 13 and 15 are not checked.
         model: hex digest of the model folder.
         status: of `prove_not_revoked`, for a verifier who does not replay the log; with a registry it is not looked at.
 

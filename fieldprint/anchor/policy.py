@@ -36,8 +36,8 @@ max_age_seconds = 3600
 keys = ["witness.example/north+7d0d2a51+BG...", "witness.example/south+91ff3c02+BK..."]
 minimum = 1
 
-What may be missing: `adds_taint`, `models` (any model then) and `on_revoke` ("stop" then), and the last four tables. Then
-nobody endorses, nobody overrides, no status root is asked for, and no witness is needed.
+What may be missing: `adds_taint`, `models` (any model then) and `on_revoke` ("stop" then), and the last four tables.
+Then nobody endorses, nobody overrides, no status root is asked for, and no witness is needed.
 """
 
 import base64

@@ -231,7 +231,7 @@ class Endorsement:
 class Override:
     """The order to generate without anchors (`bypass`) or not at all (`freeze`), within a scope.
 
-    Subject: the scope's name, with the target's digest if it is an anchor, else SHA-256 of the target in UTF-8. Predicate:
+    Subject: the scope's name, with the target if that is an anchor, else SHA-256 of the target. Predicate:
 
     {"action":"freeze","expires":null,"number":7,"reason":"...","scope":"kind","target":"identity","time":"..."}
 
@@ -354,7 +354,7 @@ class Lift:
 
 @dataclass(frozen=True, slots=True)
 class StatusRoot:
-    """The statement which anchors are revoked: the root of the tree over their sorted digests, when so many entries were read.
+    """The statement which anchors are revoked: the root of the tree over their digests.
 
     Subject: `status`, the root. Predicate: {"count":2,"maxAge":3600,"size":4711,"time":"..."}
 

@@ -163,7 +163,7 @@ def read_fields(kind: str, fields: Mapping[str, Any], policy: Policy | None) -> 
 def check_signers(event: Event, policy: Policy) -> None:
     """Raise EventError unless the policy's signers for this event, as many as it asks for, signed it.
 
-    Whose signatures a supersession needs depends on the older anchor's kind, which the registry knows: `check_kind_signers`.
+    Whose signatures a supersession needs depends on the older anchor's kind: `check_kind_signers`.
 
     Raises:
         EventError: `no-rule`: the policy lets nobody do this. `signatures`: too few signed.

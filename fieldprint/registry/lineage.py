@@ -1,17 +1,18 @@
 """Lineage: who descends from whom, and the taint and the revocations that come down with it.
 
-Sets of labels are ordered by inclusion: a lattice with the empty set at its bottom, whose join is the union. The effective
-taint of an anchor a is
+Sets of labels are ordered by inclusion: a lattice with the empty set at its bottom, whose join is the union.
+The effective taint of an anchor a is
 
     taint(a) = (own(a) | added(kind of a) | taint of each parent | taint of each anchor with the same text that was
                 registered before a)  -  endorsed(a)
 
-so a text does not lose its labels by being signed anew, and an endorsement takes away what it names, at a and, through a, at
-what descends from a. Each term comes from anchors that were registered before a: there are no cycles, and in the order of
-registration one pass computes everything. `tests/registry/naive.py` writes the formula down as it stands here.
+so a text does not lose its labels by being signed anew, and an endorsement takes away what it names, at a and,
+through a, at what descends from a. Each term comes from anchors that were registered before a: there are no cycles,
+and in the order of registration one pass computes everything. `tests/registry/naive.py` writes the formula down as
+it stands here.
 
-What earlier anchors of one text hand on is kept as one growing set, `carried`, so that a text which is registered n times
-costs n unions and not n squared.
+What earlier anchors of one text hand on is kept as one growing set, `carried`, so that a text which is registered n
+times costs n unions and not n squared.
 """
 
 import heapq
@@ -92,7 +93,7 @@ class Lineage:
         return record
 
     def endorse(self, anchor: str, labels: Iterable[str]) -> list[str]:
-        """Take the labels away at the anchor, registered or not yet; gives whose taint changed, in order of registration."""
+        """Take the labels away at the anchor, registered or not yet; gives whose taint changed, in order."""
         self._endorsed[anchor] = self._endorsed.get(anchor, NONE).union(labels)
         record = self.records.get(anchor)
         if record is None:
@@ -101,7 +102,7 @@ class Lineage:
         return self._compute_from(anchor)
 
     def revoked(self, anchor: str) -> list[str]:
-        """Mark all who descend from the anchor; gives those who had no revoked ancestor yet, in order of registration."""
+        """Mark all who descend from the anchor; gives those who had no revoked ancestor yet, in order."""
         found = []
         waiting = list(self._children.get(anchor, ()))
         while waiting:

@@ -49,7 +49,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """An event that was believed: where it stands, what it says, and the registered anchors whose records it changed."""
+    """An event that was believed: its place, what it says, and the registered anchors that it changed."""
 
     index: int
     type: str

@@ -2,9 +2,9 @@
 
     revoked set -> tlog.status.StatusTree -> StatusRoot, signed -> log entry -> proof of the entry + absence proof
 
-A log proves presence, never absence: so the set of all revoked anchors has a root, which is signed, logged and good for a
-while. Who cannot get a fresh one refuses. What a proof does not say: whether an ancestor is revoked, or an override in force;
-for that one needs the log.
+A log proves presence, never absence: so the set of all revoked anchors has a root, which is signed, logged and good
+for a while. Who cannot get a fresh one refuses. What a proof does not say: whether an ancestor is revoked, or an
+override in force; for that one needs the log.
 """
 
 import base64
