@@ -29,6 +29,7 @@ from tests.registry.world import (
     MODEL,
     OWNER,
     POLICY,
+    READER,
     ROOT,
     SECOND,
     TIME,
@@ -47,10 +48,10 @@ from tests.registry.world import (
 
 OLD, NEW, OTHER = anchor("old"), anchor("new", supersedes=[digest("old")]), anchor("other")
 SIGNED, PROMOTED, REVOKED = sign(NEW), promote(NEW), revoke(OTHER)
-EACH = {
+EACH = {  # with no signature more than it needs
     "sign": SIGNED,
     "supersede": supersede(OLD, OTHER),
-    "endorse": endorse(NEW, "web"),
+    "endorse": endorse(NEW, "web", keys=(READER,)),
     "revoke": REVOKED,
     "override": override(1),
     "lift": lift(1),
