@@ -5,8 +5,12 @@
 A wrong tree ends the audit at once: nothing behind it can be believed. A wrong entry is a finding: it is in the log for
 good, so the audit goes on and says so at the end, this time and every later time.
 
-6. An entry of type `promote`, `revoke`, `commitment` or `abort` parses, in canonical bytes; enough of the policy's
-   revokers signed a revocation; a commitment follows the one before it of the same request. Other entries are counted.
+6. An entry of a type of the registry's (`sign`, `promote`, `supersede`, `endorse`, `revoke`, `override`, `lift`, `status`)
+   or of type `commitment` or `abort` parses, in canonical bytes; as many of the policy's signers for it as it asks for signed
+   it; a commitment follows the one before it of the same request. Other entries are counted.
+
+What an event may say after the events before it, the registry decides (`Registry.apply`); so it does whether a supersession
+was signed by the signers of the older anchor's kind.
 """
 
 import base64
@@ -24,13 +28,13 @@ import rfc8785
 from fieldprint.anchor.dsse import check_keys, check_version, decode_base64, parse_canonical
 from fieldprint.anchor.policy import Policy
 from fieldprint.commit.leaf import AbortEntry, Commitment
-from fieldprint.errors import FieldprintError, FormatError, LogError, VerificationError
-from fieldprint.registry import MAX_EVENT_SIZE, read_envelope, read_promotion, read_revocation
+from fieldprint.errors import FieldprintError, FormatError, LogError
+from fieldprint.registry import EVENT_TYPES, MAX_EVENT_SIZE, EventError, check_signers, read_fields
 from fieldprint.tlog.audit import Audited, LogAudit
 from fieldprint.tlog.storage import Source
 from fieldprint.tlog.trust import Trust, verify_checkpoint
 
-KINDS = ("promote", "revoke", "commitment", "abort", "other")
+KINDS = (*EVENT_TYPES, "commitment", "abort", "other")
 MAX_STATE_SIZE = 64 << 20
 MAX_CHAINS = 10_000
 MAX_FINDINGS = 100
@@ -82,22 +86,20 @@ class EntryCheck:
             return
         try:
             self._check(kind, fields, leaf_hash)
-        except (FormatError, VerificationError) as error:
+        except (FormatError, EventError) as error:
             self.num_findings += 1
             if len(self.findings) < MAX_FINDINGS:
                 self.findings.append(Finding(index, error.what))
 
     def _check(self, kind: str, fields: dict[str, Any], leaf_hash: bytes) -> None:
-        if kind == "promote":
-            read_promotion(fields)
-        elif kind == "abort":
+        if kind == "abort":
             self._go_back(AbortEntry.from_fields(fields))
         elif kind == "commitment":
             self._follow(Commitment.from_fields(fields), leaf_hash.hex())
-        elif self.policy is not None:
-            read_revocation(fields, self.policy)
         else:
-            read_envelope(fields)
+            event = read_fields(kind, fields, self.policy)
+            if self.policy is not None:
+                check_signers(event, self.policy)
 
     def _follow(self, leaf: Commitment, leaf_hash: str) -> None:
         known = self.chains.pop(leaf.request, None)
@@ -135,12 +137,12 @@ class EntryCheck:
 class AuditState:
     """What an audit leaves for the next one.
 
-    {"audited":{"checkpoint":"<note>","position":600},"entries":{...},"revokers":"<hex>","sha256":"<hex>",
+    {"audited":{"checkpoint":"<note>","position":600},"entries":{...},"sha256":"<hex>","signers":"<hex>",
     "type":"audit-state","v":1}
 
-    revokers: SHA-256 over the canonical JSON of whose signatures on revocations were checked, or null if none were:
-    {"keys":["<key id>",...],"threshold":1}. sha256: over the canonical JSON without that field. It finds damage; who can write the file can write it too, so keep
-    it where the log's operator cannot.
+    signers: SHA-256 over the canonical JSON of whose signatures were checked, or null if none were: purpose to key ids and
+    threshold, {"kind identity":{"keys":["<key id>",...],"threshold":1},"revocation":{...}}. sha256: over the canonical JSON
+    without that field. It finds damage; who can write the file can write it too, so keep it where the log's operator cannot.
     """
 
     audited: Audited
@@ -162,7 +164,7 @@ class AuditState:
                 "num_findings": entries.num_findings,
                 "unfollowed": entries.unfollowed,
             },
-            "revokers": _revokers(entries.policy),
+            "signers": _signers(entries.policy),
             "type": "audit-state",
             "v": 1,
         }
@@ -173,18 +175,18 @@ class AuditState:
         """The state in a file.
 
         Raises:
-            FormatError: damaged, of another form, beyond its checkpoint's tree, or made with other revokers than the
+            FormatError: damaged, of another form, beyond its checkpoint's tree, or made with other signers than the
                 policy's. VerificationError: its checkpoint is not signed by the log's key.
         """
         fields = parse_canonical(data, "the state file", MAX_STATE_SIZE)
-        check_keys(fields, {"audited", "entries", "revokers", "sha256", "type", "v"}, "the state file")
+        check_keys(fields, {"audited", "entries", "sha256", "signers", "type", "v"}, "the state file")
         check_version(fields, "audit-state", "the state file")
         claimed = fields.pop("sha256")
         if claimed != sha256(rfc8785.dumps(fields)).hexdigest():
             raise FormatError("the state file's digest is not that of its content")
-        if fields["revokers"] != _revokers(policy):
+        if fields["signers"] != _signers(policy):
             raise FormatError(
-                "revocations up to there were checked with other revokers than this policy's, or with none"
+                "events up to there were checked with other signers than this policy's, or with none"
             )
         check_keys(fields["audited"], {"checkpoint", "position"}, "the state file")
         signed = decode_base64(fields["audited"]["checkpoint"], "the state file's checkpoint")
@@ -194,12 +196,15 @@ class AuditState:
         return cls(Audited(signed, position), _entries(fields["entries"], position, policy))
 
 
-def _revokers(policy: Policy | None) -> str | None:
-    """What of a policy decides on revocations, as a digest."""
+def _signers(policy: Policy | None) -> str | None:
+    """What of a policy decides on check 6, as a digest."""
     if policy is None:
         return None
-    keys = sorted(policy.trusted(policy.revokers))
-    return sha256(rfc8785.dumps({"keys": keys, "threshold": policy.revocation_threshold})).hexdigest()
+    rules: dict[str, Any] = {
+        what: {"keys": sorted(policy.trusted(rule.signers)), "threshold": rule.threshold}
+        for what, rule in policy.signer_rules.items()
+    }
+    return sha256(rfc8785.dumps(rules)).hexdigest()
 
 
 def _count(value: object) -> int:
@@ -238,7 +243,7 @@ class Audit:
     Args:
         source: gives the log's files.
         trust: the log's keys, and the witnesses that must have cosigned its checkpoint.
-        policy: whose revocations count; None leaves their signatures unchecked.
+        policy: whose signatures count; None leaves the signatures on events unchecked.
         state: what the last audit left; None begins at the first entry.
         workers: files that are read ahead by threads; 0 for a folder.
 

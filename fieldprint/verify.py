@@ -5,12 +5,13 @@ from datetime import datetime, timedelta
 
 from fieldprint.anchor.artifact import AnchorArtifact, FieldprintRecord, format_time
 from fieldprint.anchor.dsse import Envelope, valid_signers
-from fieldprint.anchor.policy import Policy
+from fieldprint.anchor.policy import KindRule, Policy
 from fieldprint.anchor.sign import PAYLOAD_TYPE
+from fieldprint.anchor.statements import Registration
 from fieldprint.commit.leaf import Commitment, request_digest, text_digest, tokens_digest
 from fieldprint.commit.receipt import Receipt
 from fieldprint.errors import FormatError, VerificationError
-from fieldprint.registry import Registry
+from fieldprint.registry import Registry, StatusProof, verify_not_revoked
 from fieldprint.tlog import Checkpoint, leaf_hash, verify_checkpoint, verify_cosignatures, verify_inclusion
 
 
@@ -46,7 +47,13 @@ class VerifiedReceipt:
 
 
 def verify_anchor(
-    signed: bytes, policy: Policy, *, now: datetime, registry: Registry | None, model: str | None = None
+    signed: bytes,
+    policy: Policy,
+    *,
+    now: datetime,
+    registry: Registry | None,
+    model: str | None = None,
+    status: StatusProof | None = None,
 ) -> VerifiedAnchor:
     """Return the anchor only if every check below holds.
 
@@ -60,6 +67,12 @@ def verify_anchor(
     8. The registry does not know it as revoked.
     9. The registry does not know it as superseded by an anchor of its kind.
     10. If `model` is given: a fieldprint under that model is signed.
+    11. The registry knows it as registered, and the registration says of it what it says itself.
+    12. The rule forbids none of the labels that it has from its kind, its parents and earlier anchors of its text.
+    13. None of its ancestors is revoked.
+    14. If the rule names models and `model` is given: it is one of them.
+    15. No override of it, of its kind or of everything is in force, neither a bypass nor a freeze.
+    16. If the policy asks for status roots and there is no registry: `status` shows that it is not revoked.
 
     The anchor is not yet in memory; see `promote_anchor`.
 
@@ -67,26 +80,14 @@ def verify_anchor(
         signed: of `sign_anchor`.
         policy: whose signatures count.
         now: the time of the check, with a time zone.
-        registry: of `Registry.replay`; None only where no log exists, and then 8 and 9 are not checked.
+        registry: of `Registry.replay`; None only where no log is at hand; then 8, 9, 11 to 13 and 15 are not checked.
         model: hex digest of the model folder.
+        status: of `prove_not_revoked`, for a verifier who does not replay the log; with a registry it is not looked at.
 
     Raises:
         VerificationError: with the number of the check.
     """
-    try:
-        envelope = Envelope.from_bytes(signed)
-        if envelope.payload_type != PAYLOAD_TYPE:
-            raise FormatError(f"the payload type is {envelope.payload_type[:60]!r}, not {PAYLOAD_TYPE}")
-    except FormatError as error:
-        raise VerificationError(
-            1, error.what, remedy="Get the anchor's file from its signer again"
-        ) from error
-    try:
-        artifact = AnchorArtifact.from_bytes(envelope.payload)
-    except FormatError as error:
-        raise VerificationError(
-            2, error.what, remedy="Get the anchor's file from its signer again"
-        ) from error
+    envelope, artifact = _read_artifact(signed)
     rule = policy.kinds.get(artifact.kind)
     if rule is None:
         raise VerificationError(3, f"the policy allows no anchors of kind {artifact.kind}")
@@ -105,15 +106,8 @@ def verify_anchor(
     if longest > rule.max_tokens:
         raise VerificationError(7, f"the anchor has {longest} tokens, the policy allows {rule.max_tokens}")
     digest = artifact.digest
-    if registry is not None and digest in registry.revoked:
-        revocation = registry.revoked[digest]
-        raise VerificationError(
-            8,
-            f"the anchor was revoked at {format_time(revocation.time)}: {revocation.reason}",
-            remedy="Sign a new anchor",
-        )
-    if registry is not None and (digest, artifact.kind) in registry.superseded:
-        raise VerificationError(9, "the anchor was superseded by a newer one", remedy="Use the newer one")
+    if registry is not None:
+        _check_not_replaced(artifact, digest, registry)
     record = None if model is None else artifact.record_for(model)
     if model is not None and record is None:
         raise VerificationError(
@@ -121,8 +115,107 @@ def verify_anchor(
             f"no fieldprint is signed for the model {model[:16]}...",
             remedy="Sign the anchor again with --model of this folder, or use the model that it was signed for",
         )
+    if registry is not None:
+        _check_registered(artifact, digest, rule, registry)
+    if model is not None and rule.models and model not in rule.models:
+        raise VerificationError(
+            14, f"the policy allows no {artifact.kind} anchor with the model {model[:16]}..."
+        )
+    if registry is not None:
+        _check_no_override(artifact, digest, registry, now)
+    elif policy.status is not None:
+        _check_status(status, policy, digest, now)
     names = tuple(sorted(policy.name_of(signer) for signer in signers))
     return VerifiedAnchor(artifact, digest, names, record)
+
+
+def _read_artifact(signed: bytes) -> tuple[Envelope, AnchorArtifact]:
+    """Checks 1 and 2."""
+    try:
+        envelope = Envelope.from_bytes(signed)
+        if envelope.payload_type != PAYLOAD_TYPE:
+            raise FormatError(f"the payload type is {envelope.payload_type[:60]!r}, not {PAYLOAD_TYPE}")
+    except FormatError as error:
+        raise VerificationError(
+            1, error.what, remedy="Get the anchor's file from its signer again"
+        ) from error
+    try:
+        artifact = AnchorArtifact.from_bytes(envelope.payload)
+    except FormatError as error:
+        raise VerificationError(
+            2, error.what, remedy="Get the anchor's file from its signer again"
+        ) from error
+    return envelope, artifact
+
+
+def _check_not_replaced(artifact: AnchorArtifact, digest: str, registry: Registry) -> None:
+    """Checks 8 and 9."""
+    if digest in registry.revoked:
+        revocation = registry.revoked[digest]
+        raise VerificationError(
+            8,
+            f"the anchor was revoked at {format_time(revocation.time)}: {revocation.reason}",
+            remedy="Sign a new anchor",
+        )
+    newer = registry.superseded.get((digest, artifact.kind))
+    if newer is not None:
+        raise VerificationError(
+            9, f"the anchor was superseded by a newer one, {newer[:16]}...", remedy="Use the newer one"
+        )
+
+
+def _check_registered(artifact: AnchorArtifact, digest: str, rule: KindRule, registry: Registry) -> None:
+    """Checks 11 to 13."""
+    record = registry.anchors.get(digest)
+    if record is None:
+        raise VerificationError(
+            11, "the anchor is not registered in the log", remedy="fieldprint anchor register FILE"
+        )
+    if record.registration != Registration.of(artifact):
+        raise VerificationError(
+            11,
+            "its registration in the log says something else than the anchor",
+            remedy="Revoke it, and sign a new one",
+        )
+    forbidden = sorted(record.taint.intersection(rule.forbidden_taint))
+    if forbidden:
+        raise VerificationError(
+            12,
+            f"the anchor is tainted by what it comes from: {', '.join(forbidden)}",
+            remedy="It needs an endorsement of these labels",
+        )
+    if record.revoked_ancestor is not None:
+        raise VerificationError(
+            13,
+            f"the anchor comes from {record.revoked_ancestor[:16]}..., which is revoked",
+            remedy="Sign a new anchor that does not",
+        )
+
+
+def _check_no_override(artifact: AnchorArtifact, digest: str, registry: Registry, now: datetime) -> None:
+    """Check 15."""
+    override = registry.override_on(now, anchor=digest, kind=artifact.kind)
+    if override is not None:
+        raise VerificationError(
+            15,
+            f"override {override.number} ({override.action} {override.scope} {override.target[:16]}) is in force: "
+            f"{override.reason}",
+            remedy="Whoever may override can lift it",
+        )
+
+
+def _check_status(status: StatusProof | None, policy: Policy, digest: str, now: datetime) -> None:
+    """Check 16."""
+    if status is None:
+        raise VerificationError(
+            16,
+            "the policy asks for a status root, and none is given",
+            remedy="Give a status proof, or the log",
+        )
+    try:
+        verify_not_revoked(status, policy, digest, now)
+    except VerificationError as error:
+        raise VerificationError(16, error.what, remedy=error.remedy) from error
 
 
 def _check_time(artifact: AnchorArtifact, now: datetime, max_age_days: int) -> None:
@@ -141,7 +234,12 @@ def _check_time(artifact: AnchorArtifact, now: datetime, max_age_days: int) -> N
 
 
 def verify_receipt(
-    data: bytes, policy: Policy, *, now: datetime, registry: Registry | None = None
+    data: bytes,
+    policy: Policy,
+    *,
+    now: datetime,
+    registry: Registry | None = None,
+    status: StatusProof | None = None,
 ) -> VerifiedReceipt:
     """Return what the receipt says only if every check below holds. Needs no model and no network.
 
@@ -160,6 +258,7 @@ def verify_receipt(
         policy: of the verifier, never of the receipt.
         now: the time of the check.
         registry: where revocation is looked up; None leaves it out.
+        status: as in `verify_anchor`.
 
     Raises:
         VerificationError: with the number of the check.
@@ -185,7 +284,7 @@ def verify_receipt(
             raise VerificationError(5, f"the tokens of page {leaf.page} are not those that were committed")
     if text_digest(receipt.salt, receipt.text) != chain[-1].text:
         raise VerificationError(6, "the text is not the one that was committed")
-    anchor = _verified_receipt_anchor(receipt, chain[0], policy, now, registry)
+    anchor = _verified_receipt_anchor(receipt, chain[0], policy, now, registry, status)
     try:
         cosignatures = verify_cosignatures(receipt.checkpoint.encode(), policy)
     except (FormatError, VerificationError) as error:
@@ -247,7 +346,12 @@ def _terms(leaf: Commitment) -> tuple[object, ...]:
 
 
 def _verified_receipt_anchor(
-    receipt: Receipt, leaf: Commitment, policy: Policy, now: datetime, registry: Registry | None
+    receipt: Receipt,
+    leaf: Commitment,
+    policy: Policy,
+    now: datetime,
+    registry: Registry | None,
+    status: StatusProof | None,
 ) -> VerifiedAnchor | None:
     """Check 7."""
     if receipt.anchor is None:
@@ -255,7 +359,9 @@ def _verified_receipt_anchor(
             raise VerificationError(7, "the leaves name an anchor, and the receipt does not hold it")
         return None
     try:
-        anchor = verify_anchor(receipt.anchor, policy, now=now, registry=registry, model=leaf.model)
+        anchor = verify_anchor(
+            receipt.anchor, policy, now=now, registry=registry, model=leaf.model, status=status
+        )
     except VerificationError as error:
         raise VerificationError(7, f"the anchor: {error.what}", remedy=error.remedy) from error
     if anchor.digest != leaf.anchor or anchor.record is None or anchor.record.root != leaf.fieldprint:

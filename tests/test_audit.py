@@ -13,20 +13,33 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fieldprint.audit
-from fieldprint.anchor import sign_revocation
+from fieldprint.anchor import (
+    KindRule,
+    Override,
+    SignerRule,
+    sign_registration,
+    sign_revocation,
+    sign_statement,
+)
 from fieldprint.audit import Audit, AuditState, EntryCheck, load_state, save_state
 from fieldprint.commit import AbortEntry, Commitment
 from fieldprint.errors import FieldprintError, FormatError, LogError
 from fieldprint.note import NoteSigner
-from fieldprint.registry import Promotion, Registry, revocation_entry
+from fieldprint.registry import Promotion, Registry, event_entry, registration_entry, revocation_entry
 from fieldprint.tlog import LogWriter, leaf_hash, open_source
 from fieldprint.tlog.audit import Audited, AuditError
 from tests.signing import make_policy
 from tests.vectors.log.make_log_vectors import leaf
-from tests.vectors.make_vectors import NOW
+from tests.vectors.make_vectors import ANCHOR, NOW
 
 OWNER, LOG, STRANGER = (Ed25519PrivateKey.from_private_bytes(bytes([i]) * 32) for i in (1, 2, 3))
-POLICY = make_policy(OWNER, LOG)
+WARDEN = Ed25519PrivateKey.from_private_bytes(bytes([4]) * 32)
+PLAIN = make_policy(OWNER, LOG)
+POLICY = replace(
+    PLAIN,
+    keys={**PLAIN.keys, "warden": WARDEN.public_key().public_bytes_raw()},
+    override=SignerRule(("warden",)),
+)
 SIGNER = NoteSigner(POLICY.log_key.name, LOG)
 REQUESTS = [f"{i:064x}" for i in range(3)]
 
@@ -39,7 +52,7 @@ def chain(request: str, pages: int, *, end: bool = True) -> list[bytes]:
 
 
 def story(size: int = 700) -> list[bytes]:
-    """Promotions, revocations, three requests at a time, aborts, and entries of others; nothing is wrong.
+    """Registrations, promotions, revocations, overrides, three requests at a time, aborts, and entries of others; nothing is wrong.
 
     An abort takes a request back by up to two pages: the log holds their leaves twice.
     """
@@ -47,8 +60,19 @@ def story(size: int = 700) -> list[bytes]:
     done: list[list[bytes]] = [[], [], []]
     number = len(REQUESTS)
     while len(entries) < size:
-        kind = chance.randrange(8)
-        if kind == 0:
+        kind = chance.randrange(9)
+        if kind == 8:
+            made = Override("freeze", "all", "*", 1 + len(entries), "an alarm", NOW)
+            artifact = replace(ANCHOR, name=f"a{len(entries)}")
+            entries.append(
+                chance.choice(
+                    [
+                        registration_entry(sign_registration(artifact, [OWNER])),
+                        event_entry("override", sign_statement(made, [WARDEN])),
+                    ]
+                )
+            )
+        elif kind == 0:
             entries.append(Promotion("aa" * 32, "bb" * 32, "cc" * 32, "identity").to_entry())
         elif kind == 1:
             entries.append(revocation_entry(sign_revocation(f"{len(entries):064x}", "lost", NOW, [OWNER])))
@@ -111,7 +135,11 @@ def naive_findings(entries: list[bytes]) -> list[int]:
         kind = fields.get("type") if isinstance(fields, dict) else None
         try:
             if kind == "promote":
-                if len(Registry.replay([entry], POLICY).promotions) != 1:
+                (refused,) = Registry.replay([entry], POLICY).refused or [None]
+                if refused is None or refused.why != "unknown-anchor":  # well formed, and of no anchor here
+                    raise FormatError("no")
+            elif kind in ("sign", "override"):
+                if Registry.replay([entry], POLICY).believed[kind] != 1:
                     raise FormatError("no")
             elif kind == "revoke":
                 if len(Registry.replay([entry], POLICY).revoked) != 1:
@@ -300,7 +328,7 @@ def test_a_state_whose_digest_fits_is_checked_all_the_same(folder: Path) -> None
         (POLICY, edited(state, "", v=2)),
         (POLICY, edited(state, "", type="receipt")),
         (POLICY, edited(state, "", x=1)),
-        (POLICY, edited(state, "", revokers=7)),
+        (POLICY, edited(state, "", signers=7)),
         (POLICY, edited(state, "audited", position=702)),
         (POLICY, edited(state, "audited", position=-1)),
         (POLICY, edited(state, "audited", position=True)),
@@ -316,7 +344,7 @@ def test_a_state_whose_digest_fits_is_checked_all_the_same(folder: Path) -> None
             AuditState.from_bytes(data, policy, policy)
 
 
-def test_a_state_made_with_other_revokers_or_none_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_state_made_with_other_signers_or_none_is_refused(folder: Path, tmp_path: Path) -> None:
     """Else what they would have refused, or let pass, is never looked at again."""
     others = make_policy(STRANGER, LOG)
     two = replace(POLICY, keys={**POLICY.keys, "second": others.keys["owner"]}, revokers=("owner", "second"))
@@ -329,14 +357,16 @@ def test_a_state_made_with_other_revokers_or_none_is_refused(folder: Path, tmp_p
             if policy is made:
                 assert load_state(tmp_path / "state", POLICY, policy) == audit.state()
                 continue
-            with pytest.raises(LogError, match="revokers") as caught:
+            with pytest.raises(LogError, match="signers") as caught:
                 load_state(tmp_path / "state", POLICY, policy)
             assert "--restart" in str(caught.value)
 
 
-def test_a_state_outlives_a_change_of_the_policy_that_revocations_do_not_depend_on(folder: Path) -> None:
-    """A key's name, a kind's rule; to begin anew for those would throw away what check 2 compares with."""
-    other = replace(POLICY, keys={"boss": POLICY.keys["owner"]}, kinds={}, revokers=("boss",))
+def test_a_state_outlives_a_change_of_the_policy_that_signatures_do_not_depend_on(folder: Path) -> None:
+    """A key's name, a kind's limits; to begin anew for those would throw away what check 2 compares with."""
+    rules = {kind: KindRule(("boss",), max_tokens=7, forbidden_taint=("x",)) for kind in POLICY.kinds}
+    keys = {"boss": POLICY.keys["owner"], "warden": POLICY.keys["warden"]}
+    other = replace(POLICY, keys=keys, kinds=rules, revokers=("boss",))
     data = finished(folder).state().to_bytes()
     assert AuditState.from_bytes(data, other, other).to_bytes() == data
 

@@ -35,7 +35,7 @@ def done(folder: Path, *arguments: str | Path) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
-    """Keys, policy, log and a signed anchor."""
+    """Keys, policy, log and a signed anchor that is registered there."""
     path = tmp_path_factory.mktemp("cli")
     make_policy_here(path)
     done(path, "log", "new", "log", "--log-key", "keys/log.key")
@@ -51,8 +51,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path
         "a.json",
         "--fieldprint-out",
         "a.fp",
+        *WRITE,
     )
     spoil(path)
+    done(path, "anchor", "register", "unrealized.json", "--key", "keys/owner.key", *WRITE)
     return path
 
 
@@ -155,7 +157,30 @@ def test_revocation_refuses_the_next_request(folder: Path) -> None:
     refused = cli(
         folder, "anchor", "revoke", "a.json", "--key", "keys/stranger.key", *WRITE, "--reason", "no"
     )
-    assert refused.returncode == 1 and "may not revoke" in refused.stderr
+    assert refused.returncode == 1 and "0 of 1 needed signatures for revocation" in refused.stderr
+
+
+def test_an_anchor_is_registered_before_anything_is_generated_under_it(folder: Path) -> None:
+    (folder / "third.txt").write_text("Your codename is Swift.\n")
+    signed = json.loads(
+        done(folder, "anchor", "sign", "third.txt", "--key", "keys/owner.key", "--out", "c.json", "--json")
+    )
+    refused = cli(folder, "generate", "Hi.", "--anchor", "c.json", *WRITE)
+    assert refused.returncode == 1 and "check 11 failed" in refused.stderr
+    assert "fieldprint anchor register" in refused.stderr
+    by_stranger = cli(folder, "anchor", "register", "c.json", "--key", "keys/second.key", *WRITE)
+    assert by_stranger.returncode == 1 and "signatures" in by_stranger.stderr
+    size = len(json.loads(done(folder, "log", "show", "log", "--policy", "policy.toml", "--json"))["entries"])
+    owner = ("--key", "keys/owner.key")
+    registered = json.loads(done(folder, "anchor", "register", "c.json", *owner, *WRITE, "--json"))
+    assert registered == {"anchor": signed["anchor"], "index": size, "warning": None}
+    again = cli(folder, "anchor", "register", "c.json", *owner, *WRITE)
+    assert again.returncode == 1 and "already-registered" in again.stderr
+    done(folder, "anchor", "verify", "c.json", *COMMON)
+    entries = [path.read_bytes() for path in (folder / "log/tile/entries").rglob("*") if path.is_file()]
+    assert entries and not any(b"Swift" in data for data in entries)
+    half = cli(folder, "anchor", "sign", "third.txt", *owner, "--out", "d.json", *COMMON)
+    assert half.returncode == 2 and "belong together" in half.stderr and not (folder / "d.json").exists()
 
 
 def test_two_processes_on_one_log(folder: Path) -> None:

@@ -3,11 +3,12 @@
 import json
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from secrets import token_hex
 
 import pytest
 
@@ -293,30 +294,35 @@ def test_a_port_that_is_taken_is_one_line(folder: Path, quorum: Path) -> None:
 
 
 @pytest.fixture
-def revocation(folder: Path, tmp_path: Path) -> list[str | Path]:
-    """`anchor revoke` under a policy that needs two witnesses."""
-    now = datetime.now(UTC).replace(microsecond=0)
-    artifact = AnchorArtifact("a", "identity", "Your codename is Falcon.", now, now + timedelta(days=1))
+def revocation(folder: Path, tmp_path: Path) -> Callable[[], list[str | Path]]:
+    """Makes `anchor revoke` of an anchor that nobody saw before, under a policy that needs two witnesses."""
     owner = load_private_key(folder / "keys/owner.key")
-    (tmp_path / "anchor.json").write_bytes(sign_anchor(artifact, [owner]))
-    keys = ["--key", "keys/owner.key", "--log-key", "keys/log.key", "--reason", "lost"]
-    return ["anchor", "revoke", tmp_path / "anchor.json", *keys, "--policy", "policy.toml", "--log", "log"]
+
+    def made() -> list[str | Path]:
+        now = datetime.now(UTC).replace(microsecond=0)
+        name = f"a{token_hex(8)}"
+        artifact = AnchorArtifact(name, "identity", "Your codename is Falcon.", now, now + timedelta(days=1))
+        (tmp_path / name).write_bytes(sign_anchor(artifact, [owner]))
+        keys = ["--key", "keys/owner.key", "--log-key", "keys/log.key", "--reason", "lost"]
+        return ["anchor", "revoke", tmp_path / name, *keys, "--policy", "policy.toml", "--log", "log"]
+
+    return made
 
 
 def test_an_unmet_quorum_is_a_warning_and_a_field(
-    folder: Path, quorum: Path, tmp_path: Path, revocation: list[str | Path]
+    folder: Path, quorum: Path, tmp_path: Path, revocation: Callable[[], list[str | Path]]
 ) -> None:
     down = tmp_path / "down.txt"
     down.write_text(_unreachable(quorum))
-    told = run_here(folder, *revocation, "--quorum", down)
+    told = run_here(folder, *revocation(), "--quorum", down)
     assert told.returncode == 0 and told.stdout.startswith("revoked")
     (line,) = told.stderr.splitlines()
     assert line.startswith("warning: ") and "http://127.0.0.1:1 cannot be asked" in line
     assert "2 of w.example/north, w.example/lattice" in line
-    unasked = run_here(folder, *revocation, "--json")
+    unasked = run_here(folder, *revocation(), "--json")
     warning = json.loads(unasked.stdout)["warning"]
     assert "nobody was asked: give --quorum" in warning and warning in unasked.stderr
-    met = run_here(folder, *revocation, "--quorum", quorum, "--json")
+    met = run_here(folder, *revocation(), "--quorum", quorum, "--json")
     assert json.loads(met.stdout)["warning"] is None and met.stderr == ""
 
 
@@ -333,10 +339,10 @@ def test_a_served_log_warns_when_its_witnesses_begin_to_be_missing(folder: Path,
 
 
 def test_a_log_that_fails_the_audit_is_cosigned_and_published(
-    folder: Path, quorum: Path, tmp_path: Path, revocation: list[str | Path]
+    folder: Path, quorum: Path, tmp_path: Path, revocation: Callable[[], list[str | Path]]
 ) -> None:
     """The audit's own advice works, and the writer goes on from what was published."""
-    cli(folder, *revocation)
+    cli(folder, *revocation())
     audit = ["log", "audit", "log", "--policy", "policy.toml", "--state", tmp_path / "state"]
     refused = cli(folder, *audit, code=1)
     assert (
@@ -347,7 +353,7 @@ def test_a_log_that_fails_the_audit_is_cosigned_and_published(
     said = cli(folder, *cosign)
     assert said.startswith("published in log: cosigned by w.example/")
     assert "everything holds" in cli(folder, *audit)
-    cli(folder, *revocation, "--quorum", quorum)
+    cli(folder, *revocation(), "--quorum", quorum)
     assert "1 audited now" in cli(folder, *audit)
     signer = NoteSigner("fieldprint.local/log", load_private_key(folder / "keys/log.key"))
     before = (folder / "log/checkpoint").read_bytes()

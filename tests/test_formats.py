@@ -16,7 +16,20 @@ from typing import Any
 
 import pytest
 
-from fieldprint.anchor import KINDS, AnchorArtifact, Envelope, Policy, Revocation, valid_signers
+from fieldprint.anchor import (
+    KINDS,
+    AnchorArtifact,
+    Endorsement,
+    Envelope,
+    Lift,
+    Override,
+    Policy,
+    Registration,
+    Revocation,
+    StatusRoot,
+    Supersession,
+    valid_signers,
+)
 from fieldprint.blake3.naive import naive_digest, naive_root
 from fieldprint.commit import Commitment, Receipt, request_digest, text_digest, tokens_digest
 from fieldprint.errors import VerificationError
@@ -43,6 +56,7 @@ FOLDER = Path(__file__).parent.parent / "docs" / "formats"
 PAGES = (
     "anchor.md",
     "policy.md",
+    "events.md",
     "log.md",
     "witness.md",
     "proof.md",
@@ -104,8 +118,8 @@ def log(tmp_path: Path, policy: Policy, entries: list[bytes]) -> LogReader:
     """A log's folder made of the blocks of log.md alone."""
     contents = {
         "checkpoint": BLOCKS["log.md"]["checkpoint"].encode(),
-        "tile/0/000.p/5": bytes.fromhex(BLOCKS["log.md"]["tile"]),
-        "tile/entries/000.p/5": encode_bundle(entries),
+        "tile/0/000.p/7": bytes.fromhex(BLOCKS["log.md"]["tile"]),
+        "tile/entries/000.p/7": encode_bundle(entries),
     }
     sizes = {path: int(size) for size, path in map(str.split, BLOCKS["log.md"]["folder"].splitlines())}
     for path, data in contents.items():
@@ -146,7 +160,7 @@ def test_the_anchor_is_verified_by_the_policy(policy: Policy, artifact: AnchorAr
     digest = sample("anchor.md", "digest").decode()
     assert digest == artifact.digest == sha256(envelope.payload).hexdigest()
     (record,) = artifact.fieldprints
-    verified = verify_anchor(signed, policy, now=NOW, registry=Registry(), model=record.model)
+    verified = verify_anchor(signed, policy, now=NOW, registry=None, model=record.model)
     assert (verified.digest, verified.signers, verified.record) == (digest, ("owner",), record)
 
 
@@ -160,25 +174,53 @@ def test_the_revocation_is_signed_by_a_revoker_of_the_policy(
     assert len(valid_signers(envelope, policy.trusted(policy.revokers))) >= policy.revocation_threshold
 
 
+@pytest.mark.parametrize(
+    ("block", "parse"),
+    [
+        ("registration", Registration.from_bytes),
+        ("supersession", Supersession.from_bytes),
+        ("endorsement", Endorsement.from_bytes),
+        ("override", Override.from_bytes),
+        ("lift", Lift.from_bytes),
+        ("status-root", StatusRoot.from_bytes),
+    ],
+)
+def test_the_statements_are_read_and_written_again(block: str, parse: Any) -> None:
+    assert parse(sample("events.md", block)).to_bytes() == sample("events.md", block)
+
+
+def test_the_entry_of_the_registration_is_the_log_s(artifact: AnchorArtifact, entries: list[bytes]) -> None:
+    assert sample("events.md", "entry") == entries[1]
+    assert Registration.of(artifact).to_bytes() == sample("events.md", "registration")
+
+
+def test_the_policy_with_everything_round_trips() -> None:
+    text = BLOCKS["policy.md"]["policy-more"]
+    whole = Policy.from_bytes(text.encode())
+    assert whole.to_bytes().decode() == text
+    assert whole.endorsement and whole.override and whole.status and whole.kinds["observation"].models
+
+
 def test_the_checkpoint_is_signed_by_the_log_of_the_policy(policy: Policy) -> None:
     text = verify_note(BLOCKS["log.md"]["checkpoint"].encode(), [policy.log_key])
     checkpoint = Checkpoint.from_text(text)
     assert checkpoint.to_text() == text
-    assert (checkpoint.origin, checkpoint.tree_size) == (policy.log_key.name, 5)
+    assert (checkpoint.origin, checkpoint.tree_size) == (policy.log_key.name, 7)
 
 
 def test_entries_and_tile_lead_to_the_checkpoint(log: LogReader, entries: list[bytes]) -> None:
     assert list(log.entries()) == entries
     assert log.root_hash() == log.checkpoint().root_hash
     kinds = [json.loads(entry)["type"] for entry in entries]
-    assert kinds == ["promote", "commitment", "abort", "commitment", "revoke"]
+    assert kinds == ["sign", "sign", "promote", "commitment", "abort", "commitment", "revoke"]
 
 
 def test_the_registry_follows_the_log(log: LogReader, policy: Policy, artifact: AnchorArtifact) -> None:
     registry = Registry.replay(log.entries(), policy)
-    (promotion,) = registry.promotions
-    assert (promotion.anchor, promotion.fieldprint) == (artifact.digest, artifact.fieldprints[0].root)
-    assert registry.superseded == {(digest, artifact.kind) for digest in artifact.supersedes}
+    record = registry.anchors[artifact.digest]
+    assert record.registration == Registration.of(artifact) and (record.index, record.promotions) == (1, [2])
+    assert registry.superseded == {(digest, artifact.kind): artifact.digest for digest in artifact.supersedes}
+    assert registry.num_refused == 0
     revocation = Revocation.from_bytes(sample("anchor.md", "revocation-payload"))
     assert registry.revoked == {artifact.digest: revocation}
     signed = sample("anchor.md", "envelope")
@@ -190,8 +232,8 @@ def test_the_leaves_are_those_of_log_and_receipt(entries: list[bytes], receipt: 
     for leaf in (before, last):
         assert Commitment.from_bytes(leaf).to_bytes() == leaf
     assert Commitment.from_bytes(last).previous == leaf_hash(before).hex()
-    assert [entries[1], entries[2], entries[3]] == [before, sample("commitment.md", "abort"), last]
-    assert [(item.index, item.leaf) for item in receipt.leaves] == [(1, before), (3, last)]
+    assert [entries[3], entries[4], entries[5]] == [before, sample("commitment.md", "abort"), last]
+    assert [(item.index, item.leaf) for item in receipt.leaves] == [(3, before), (5, last)]
 
 
 def test_the_written_bytes_of_the_digests_are_what_the_leaf_holds(receipt: Receipt) -> None:
@@ -229,7 +271,7 @@ def test_the_log_goes_on_from_the_checkpoint_of_the_receipt(
         Checkpoint.from_text(verify_note(receipt.checkpoint.encode(), [policy.log_key])),
         log.checkpoint(),
     )
-    assert (early.tree_size, late.tree_size) == (4, 5)
+    assert (early.tree_size, late.tree_size) == (6, 7)
     proof = log.consistency_proof(early.tree_size)
     verify_consistency(early.tree_size, late.tree_size, proof, early.root_hash, late.root_hash)
 
@@ -239,11 +281,11 @@ def test_the_proof_is_verified_by_both_policies(policy: Policy, entries: list[by
     trust = TrustPolicy.from_bytes(BLOCKS["witness.md"]["trust"].encode())
     assert LogProof.from_bytes(data).to_bytes() == data
     for trusted in (policy, trust):
-        verified = verify_log_proof(data, trusted, entries[2])
-        assert (verified.index, verified.checkpoint.tree_size) == (2, 5)
-        assert refused(lambda t=trusted: verify_log_proof(data, t, entries[1])) == 4
+        verified = verify_log_proof(data, trusted, entries[4])
+        assert (verified.index, verified.checkpoint.tree_size) == (4, 7)
+        assert refused(lambda t=trusted: verify_log_proof(data, t, entries[3])) == 4
     both = replace(trust, groups=(replace(trust.groups[0], threshold=2),))
-    assert refused(lambda: verify_log_proof(data, both, entries[2])) == 3
+    assert refused(lambda: verify_log_proof(data, both, entries[4])) == 3
 
 
 def test_the_status_proofs_hold_under_the_root_that_the_page_shows() -> None:
@@ -266,10 +308,10 @@ def test_the_status_proofs_hold_under_the_root_that_the_page_shows() -> None:
 def test_the_witness_answers_the_request_with_the_line_of_the_checkpoint(
     policy: Policy, tmp_path: Path
 ) -> None:
-    """By a witness with the sample's key that saw the four entries of the receipt's checkpoint before."""
+    """By a witness with the sample's key that saw the six entries of the receipt's checkpoint before."""
     shown = BLOCKS["witness.md"]
     request = AddCheckpoint.from_bytes(shown["request"].encode())
-    assert request.to_bytes().decode() == shown["request"] and request.old_size == 4
+    assert request.to_bytes().decode() == shown["request"] and request.old_size == 6
     key = VerifierKey.parse(policy.witnesses[0], COSIGNATURES)
     note = BLOCKS["log.md"]["checkpoint"]
     (found,) = verify_signatures(note.encode(), [key]).signatures
@@ -354,6 +396,10 @@ def names(value: object, skip: tuple[str, ...]) -> Iterator[str]:
         ("fieldprint.md", ("header",)),
         ("status.md", ("absence", "presence")),
         ("log.md", ("entries",)),
+        (
+            "events.md",
+            ("entry", "registration", "supersession", "endorsement", "override", "lift", "status-root"),
+        ),
     ],
 )
 def test_every_field_of_a_sample_is_in_a_table_of_its_page(page: str, blocks: tuple[str, ...]) -> None:
@@ -362,7 +408,11 @@ def test_every_field_of_a_sample_is_in_a_table_of_its_page(page: str, blocks: tu
     documented = {part for name in re.findall(r"`([^`]+)`", first) for part in re.split(r"\.|\[\]", name)}
     documented |= {"dtype", "shape", "data_offsets"}  # safetensors' own
     if page == "log.md":  # leaves and abort entries have a page of their own
-        lines = [x for x in BLOCKS[page]["entries"].splitlines() if '"promote"' in x or '"revoke"' in x]
+        lines = [
+            x
+            for x in BLOCKS[page]["entries"].splitlines()
+            if '"promote"' in x or '"revoke"' in x or '"sign"' in x
+        ]
     else:
         lines = [BLOCKS[page][name] for name in blocks]
     found = {name for line in lines for name in names(json.loads(line), ("sampler", "attention"))}

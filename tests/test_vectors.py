@@ -68,9 +68,9 @@ def test_vector(name: str, vector: dict[str, Any]) -> None:
 def test_every_file_has_good_cases_and_attacks_by_name(name: str) -> None:
     rows = json.loads((FOLDER / f"{name}.json").read_text())
     assert len({row["desc"] for row in rows}) == len(rows) >= 15
-    wanted = {row["want_error"] for row in rows}
-    checks = {"anchor": 10, "receipt": 7, "note": 2, "inclusion": 2, "consistency": 3}[name]
-    assert wanted == {None, *range(1, checks + 1)}
+    wanted = {row["want_error"] for row in rows}  # 12 needs a registry of another policy: test_verify has it
+    checks = {"anchor": 15, "receipt": 7, "note": 2, "inclusion": 2, "consistency": 3}[name]
+    assert wanted == {None, *range(1, checks + 1)} - ({12} if name == "anchor" else set())
 
 
 def test_limits_that_would_make_large_vectors() -> None:

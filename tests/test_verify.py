@@ -16,15 +16,28 @@ from hypothesis import strategies as st
 from fieldprint.anchor import (
     AnchorArtifact,
     Envelope,
+    KindRule,
     sign_anchor,
     sign_revocation,
 )
 from fieldprint.commit import Commitment, Receipt
 from fieldprint.errors import FormatError, VerificationError
 from fieldprint.note import NoteSigner
-from fieldprint.registry import Promotion, Registry, revocation_entry
+from fieldprint.registry import Registry, revocation_entry
 from fieldprint.verify import VerifiedReceipt, verify_anchor, verify_receipt
-from tests.vectors.make_vectors import ANCHOR, MODEL, NOW, OWNER, RECORD, SECOND, SIGNER, policy, story
+from tests.vectors.make_vectors import (
+    ANCHOR,
+    MODEL,
+    NOW,
+    OWNER,
+    RECORD,
+    SECOND,
+    SIGNER,
+    policy,
+    promoted,
+    registered,
+    story,
+)
 
 POLICY = policy()
 
@@ -48,7 +61,8 @@ def check(
 
 
 def test_a_good_anchor_passes() -> None:
-    verified = verify_anchor(sign_anchor(ANCHOR, [OWNER]), POLICY, now=NOW, registry=Registry(), model=MODEL)
+    registry = Registry.replay([registered(ANCHOR)], POLICY)
+    verified = verify_anchor(sign_anchor(ANCHOR, [OWNER]), POLICY, now=NOW, registry=registry, model=MODEL)
     assert verified.artifact == ANCHOR and verified.signers == ("owner",) and verified.record == RECORD
 
 
@@ -80,19 +94,27 @@ def test_a_threshold_of_two_needs_two_keys() -> None:
 def test_revoked_and_superseded_anchors_are_refused() -> None:
     revoked = revocation_entry(sign_revocation(ANCHOR.digest, "lost", NOW, [OWNER]))
     forged = revocation_entry(sign_revocation(ANCHOR.digest, "lost", NOW, [SECOND]))
-    newer = Promotion("11" * 32, "22" * 32, MODEL, "identity", (ANCHOR.digest,)).to_entry()
+    newer = replace(ANCHOR, name="newer", supersedes=(ANCHOR.digest,))
+    history = [registered(ANCHOR), registered(newer), promoted(newer)]
     assert check(registry=Registry.replay([revoked], POLICY)) == 8
-    assert check(registry=Registry.replay([newer], POLICY)) == 9
-    weaker = Promotion("11" * 32, "22" * 32, MODEL, "observation", (ANCHOR.digest,)).to_entry()
-    verify_anchor(
-        sign_anchor(ANCHOR, [OWNER]),
-        POLICY,
-        now=NOW,
-        registry=Registry.replay([weaker], POLICY),
-        model=MODEL,
-    )
+    assert check(registry=Registry.replay(history, POLICY)) == 9
+    weaker = replace(newer, kind="observation")
+    history = [registered(ANCHOR), registered(weaker), promoted(weaker)]
+    registry = Registry.replay(history, POLICY)
+    assert registry.believed["promote"] == 1
+    verify_anchor(sign_anchor(ANCHOR, [OWNER]), POLICY, now=NOW, registry=registry, model=MODEL)
     registry = Registry.replay([forged, b"not json", b'{"type":"revoke","v":1}', b"[]"], POLICY)
     assert not registry.revoked and not registry.superseded
+
+
+def test_a_policy_that_forbids_more_than_the_registry_s_is_asked_again() -> None:
+    """Check 12 is for a registry that was replayed with another policy; with one policy check 11 comes first."""
+    lenient = replace(POLICY, kinds={**POLICY.kinds, "identity": KindRule(("owner",), 1, 100, 60)})
+    seen = replace(ANCHOR, name="seen", kind="observation")
+    child = replace(ANCHOR, name="child", text="Read: Falcon.", parents=(seen.digest,))
+    history = [registered(seen), registered(child)]
+    assert check(child, registry=Registry.replay(history, lenient)) == 12
+    assert check(child, registry=Registry.replay(history, POLICY)) == 11
 
 
 @settings(max_examples=300, deadline=None)
@@ -177,9 +199,10 @@ def test_true_is_no_version(receipt: Receipt) -> None:
         parse(data)
         with pytest.raises(FormatError, match="of version 1"):
             parse(data[: data.rindex(b'"v":1')] + b'"v":true' + data[data.rindex(b'"v":1') + 5 :])
-    newer = Promotion("11" * 32, "22" * 32, MODEL, "identity", (ANCHOR.digest,)).to_entry()
-    assert Registry.replay([newer], POLICY).superseded
-    assert not Registry.replay([newer.replace(b'"v":1', b'"v":true')], POLICY).superseded
+    newer = replace(ANCHOR, name="newer", supersedes=(ANCHOR.digest,))
+    for old, new in ((b"", b""), (b'"v":1', b'"v":true')):
+        history = [registered(newer), promoted(newer).replace(old, new)]
+        assert bool(Registry.replay(history, POLICY).superseded) is (old == new)
 
 
 def test_an_auditor_needs_neither_torch_nor_numpy() -> None:

@@ -8,6 +8,7 @@ import json
 import re
 import struct
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -19,11 +20,21 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fieldprint import blake3
 from fieldprint.anchor import (
     AnchorArtifact,
+    Endorsement,
     Envelope,
     FieldprintRecord,
     KindRule,
+    Lift,
+    Override,
     Policy,
+    Registration,
+    SignerRule,
+    Statement,
+    StatusRoot,
+    StatusRule,
+    Supersession,
     sign_anchor,
+    sign_registration,
     sign_revocation,
 )
 from fieldprint.commit import (
@@ -36,7 +47,7 @@ from fieldprint.commit import (
     tokens_digest,
 )
 from fieldprint.note import Cosigner, NoteSigner, parse_note
-from fieldprint.registry import Promotion, revocation_entry
+from fieldprint.registry import Promotion, registration_entry, revocation_entry
 from fieldprint.tlog import Cosigned, LogReader, LogWriter, StatusTree, TrustPolicy, leaf_hash, prove_entry
 from fieldprint.tlog.trust import Group, KnownLog, KnownWitness
 from fieldprint.tlog.witness import AddCheckpoint, Witness, WitnessState
@@ -80,7 +91,9 @@ def samples() -> dict[str, dict[str, str]]:
     leaves = _leaves(artifact)
     abort = AbortEntry(leaves[0].request, 1, "damaged context pages [0]")
     promotion = Promotion(artifact.digest, root, MODEL, artifact.kind, artifact.supersedes)
-    log, witness, proof, receipt = _log(promotion.to_entry(), leaves, abort.to_bytes(), revocation, anchor)
+    registrations = [registration_entry(sign_registration(made, [OWNER])) for made in (_parent(), artifact)]
+    before = [*registrations, promotion.to_entry()]
+    log, witness, proof, receipt = _log(before, leaves, abort.to_bytes(), revocation, anchor)
     return {
         "anchor.md": {
             "envelope": _line(anchor),
@@ -89,7 +102,11 @@ def samples() -> dict[str, dict[str, str]]:
             "revocation": _line(revocation),
             "revocation-payload": _line(Envelope.from_bytes(revocation).payload),
         },
-        "policy.md": {"policy": _policy().to_bytes().decode()},
+        "policy.md": {
+            "policy": _policy().to_bytes().decode(),
+            "policy-more": _whole_policy().to_bytes().decode(),
+        },
+        "events.md": _events(artifact),
         "log.md": log,
         "witness.md": witness,
         "proof.md": {"proof": proof},
@@ -135,6 +152,43 @@ def _policy() -> Policy:
     raw = {name: key.public_key().public_bytes_raw() for name, key in keys.items()}
     witnesses = (str(NORTH.verifier_key), str(SOUTH.verifier_key))
     return Policy(raw, rules, ("owner", "reviewer"), 1, str(LOG_SIGNER.verifier_key), witnesses, 1)
+
+
+def _whole_policy() -> Policy:
+    """The policy of the other samples with everything that it leaves out."""
+    plain = _policy()
+    public = {name: private_key(name).public_key().public_bytes_raw() for name in ("warden", "clerk")}
+    rule = KindRule(("reviewer",), 1, 512, 31, (), ("untrusted",), (MODEL,), "reprefill")
+    return replace(
+        plain,
+        keys={**plain.keys, **public},
+        kinds={**plain.kinds, "observation": rule},
+        endorsement={"untrusted": SignerRule(("owner", "reviewer"), 2)},
+        override=SignerRule(("warden",)),
+        status=StatusRule(("clerk",), 1, 3600),
+    )
+
+
+def _events(artifact: AnchorArtifact) -> dict[str, str]:
+    """One statement of each kind as its signer wrote it, and the entry of the first."""
+    time = datetime(2027, 1, 15, 9, 30, tzinfo=UTC)
+    anchor, parent = artifact.digest, _parent().digest
+    made: dict[str, Statement] = {
+        "registration": Registration.of(artifact),
+        "supersession": Supersession(parent, anchor, "it says more", time),
+        "endorsement": Endorsement(anchor, ("self-written",), "read by the owner", time),
+        "override": Override("freeze", "kind", "identity", 7, "the password was told", time),
+        "lift": Lift(7, "there is a new password", datetime(2027, 1, 16, tzinfo=UTC)),
+        "status-root": StatusRoot(
+            StatusTree([bytes.fromhex(anchor)]).root.hex(),
+            1,
+            7,
+            datetime(2027, 1, 15, 9, 31, tzinfo=UTC),
+            3600,
+        ),
+    }
+    entry = registration_entry(sign_registration(artifact, [OWNER]))
+    return {"entry": _line(entry)} | {name: _line(said.to_bytes()) for name, said in made.items()}
 
 
 def _trust() -> TrustPolicy:
@@ -215,6 +269,16 @@ def _int8(values: Sequence[int]) -> bytes:
     return struct.pack(f"{len(values)}b", *values)
 
 
+def _parent() -> AnchorArtifact:
+    return AnchorArtifact(
+        name="codename",
+        kind="identity",
+        text="Your codename is Falcon.",
+        not_before=datetime(2026, 11, 24, tzinfo=UTC),
+        not_after=datetime(2027, 11, 24, tzinfo=UTC),
+    )
+
+
 def _artifact(root: str) -> AnchorArtifact:
     record = FieldprintRecord(
         model=MODEL,
@@ -234,7 +298,7 @@ def _artifact(root: str) -> AnchorArtifact:
         text=ANCHOR_TEXT,
         not_before=datetime(2026, 11, 24, tzinfo=UTC),
         not_after=datetime(2027, 11, 24, tzinfo=UTC),
-        parents=(sha256(b"fieldprint sample parent").hexdigest(),),
+        parents=(_parent().digest,),
         taint=("self-written",),
         supersedes=(sha256(b"fieldprint sample older anchor").hexdigest(),),
         fieldprints=(record,),
@@ -283,7 +347,7 @@ def _digests() -> str:
 
 
 def _log(
-    promotion: bytes, leaves: Sequence[Commitment], abort: bytes, revocation: bytes, anchor: bytes
+    before: Sequence[bytes], leaves: Sequence[Commitment], abort: bytes, revocation: bytes, anchor: bytes
 ) -> tuple[dict[str, str], dict[str, str], str, Receipt]:
     """The blocks of log.md and witness.md, the proof, and the receipt, made before the anchor was revoked."""
     first, second = (leaf.to_bytes() for leaf in leaves)
@@ -291,25 +355,26 @@ def _log(
         folder = Path(name) / "log"
         north = _NorthAlone()
         with LogWriter(folder, LOG_SIGNER, create=True, cosign=north) as log:
-            log.append([promotion])
+            for entry in before:
+                log.append([entry])
             log.append([first])
             log.append([abort])
             log.append([second])
-            before = LogReader(folder, [LOG_SIGNER.verifier_key])
+            early = LogReader(folder, [LOG_SIGNER.verifier_key])
             proofs = tuple(
-                LeafProof(index, leaf, tuple(before.inclusion_proof(index)))
-                for index, leaf in ((1, first), (3, second))
+                LeafProof(index, leaf, tuple(early.inclusion_proof(index)))
+                for index, leaf in ((3, first), (5, second))
             )
             receipt = Receipt(
-                before.signed_checkpoint().decode(), proofs, SALT, PROMPT, TOKENS, ANSWER, anchor
+                early.signed_checkpoint().decode(), proofs, SALT, PROMPT, TOKENS, ANSWER, anchor
             )
             log.append([revocation_entry(revocation)])
         reader = LogReader(folder, [LOG_SIGNER.verifier_key])
         files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
         listing = [f"{path.stat().st_size:6} {path.relative_to(folder).as_posix()}\n" for path in files]
         entries = [_line(entry) for entry in reader.entries()]
-        tile = (folder / "tile/0/000.p/5").read_bytes()
-        proof = prove_entry(reader, 2).to_bytes().decode()
+        tile = (folder / "tile/0/000.p/7").read_bytes()
+        proof = prove_entry(reader, 4).to_bytes().decode()
     blocks = {
         "checkpoint": reader.signed_checkpoint().decode(),
         "folder": "".join(listing),

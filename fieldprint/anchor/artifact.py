@@ -20,6 +20,9 @@ MAX_TEXT_BYTES = 65536
 MAX_ARTIFACT_SIZE = 512 * 1024
 NAME = re.compile(r"[a-z0-9._-]{1,64}")
 HEX_DIGEST = re.compile(r"[0-9a-f]{64}")
+TIME = re.compile(
+    r"[1-9][0-9]{3}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z"
+)  # years as strftime writes them
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,28 +72,9 @@ class AnchorArtifact:
     fieldprints: tuple[FieldprintRecord, ...] = ()
 
     def __post_init__(self) -> None:
-        if not NAME.fullmatch(self.name):
-            raise FormatError(f"an anchor's name must match [a-z0-9._-]{{1,64}}, not {self.name[:80]!r}")
-        if self.kind not in KINDS:
-            raise FormatError(f"an anchor's kind must be one of {', '.join(KINDS)}")
+        validity = (self.not_before, self.not_after)
+        check_metadata(self.name, self.kind, validity, self.parents, self.taint, self.supersedes)
         check_text(self.text)
-        for digest in (*self.parents, *self.supersedes):
-            check_digest(digest, "a parent or superseded anchor")
-        for label in self.taint:
-            if not NAME.fullmatch(label):
-                raise FormatError("a taint label must match [a-z0-9._-]{1,64}")
-        for items, what in (
-            (self.parents, "parents"),
-            (self.taint, "taint"),
-            (self.supersedes, "supersedes"),
-        ):
-            if list(items) != sorted(set(items)):
-                raise FormatError(f"{what} must be sorted, each once")
-        for time in (self.not_before, self.not_after):
-            if time.utcoffset() is None or time.microsecond:
-                raise FormatError("validity must be in UTC and whole seconds")
-        if self.not_before >= self.not_after:
-            raise FormatError("the anchor is valid for no time: not_before is not before not_after")
         if len({record.model for record in self.fieldprints}) != len(self.fieldprints):
             raise FormatError("an anchor has at most one fieldprint for a model")
 
@@ -152,9 +136,9 @@ class AnchorArtifact:
             text=predicate["text"],
             not_before=parse_time(predicate["notBefore"]),
             not_after=parse_time(predicate["notAfter"]),
-            parents=_strings(predicate["parents"], "parents"),
-            taint=_strings(predicate["taint"], "taint"),
-            supersedes=_strings(predicate["supersedes"], "supersedes"),
+            parents=string_list(predicate["parents"], "parents"),
+            taint=string_list(predicate["taint"], "taint"),
+            supersedes=string_list(predicate["supersedes"], "supersedes"),
             fieldprints=tuple(FieldprintRecord(**record) for record in records),
         )
         expected = (f"anchor/{artifact.name}", sha256(artifact.text.encode()).hexdigest())
@@ -191,6 +175,50 @@ def parse_statement(data: bytes, predicate_type: str) -> tuple[tuple[str, str], 
     return (subjects[0]["name"], subjects[0]["digest"]["sha256"]), fields["predicate"]
 
 
+def check_metadata(
+    name: str,
+    kind: str,
+    validity: tuple[datetime, datetime],
+    parents: tuple[str, ...],
+    taint: tuple[str, ...],
+    supersedes: tuple[str, ...],
+) -> None:
+    """Raise FormatError unless these are well formed, as an artifact and its registration hold them."""
+    if not NAME.fullmatch(name):
+        raise FormatError(f"an anchor's name must match [a-z0-9._-]{{1,64}}, not {name[:80]!r}")
+    if kind not in KINDS:
+        raise FormatError(f"an anchor's kind must be one of {', '.join(KINDS)}")
+    for digest in (*parents, *supersedes):
+        check_digest(digest, "a parent or superseded anchor")
+    check_sorted(parents, "parents")
+    check_labels(taint)
+    check_sorted(supersedes, "supersedes")
+    for time in validity:
+        check_time(time, "validity")
+    if validity[0] >= validity[1]:
+        raise FormatError("the anchor is valid for no time: not_before is not before not_after")
+
+
+def check_labels(labels: tuple[str, ...]) -> None:
+    """Raise FormatError unless these are taint labels, sorted, each once."""
+    for label in labels:
+        if not NAME.fullmatch(label):
+            raise FormatError("a taint label must match [a-z0-9._-]{1,64}")
+    check_sorted(labels, "taint")
+
+
+def check_sorted(items: tuple[str, ...], what: str) -> None:
+    """Raise FormatError unless the items are sorted by code point, each once."""
+    if list(items) != sorted(set(items)):
+        raise FormatError(f"{what} must be sorted, each once")
+
+
+def check_time(time: datetime, what: str) -> None:
+    """Raise FormatError unless the time has a zone and whole seconds."""
+    if time.utcoffset() is None or time.microsecond:
+        raise FormatError(f"{what} must be in UTC and whole seconds")
+
+
 def check_text(text: object) -> None:
     """Raise FormatError unless `text` is text that looks the same to everybody: NFC, no control characters."""
     if not isinstance(text, str) or not text:
@@ -222,15 +250,15 @@ def format_time(time: datetime) -> str:
 def parse_time(text: object) -> datetime:
     """The time that `format_time` wrote, or FormatError."""
     try:
-        time = datetime.strptime(str(text), "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+        if not isinstance(text, str) or not TIME.fullmatch(text):
+            raise ValueError
+        return datetime.fromisoformat(text)
     except ValueError:
         raise FormatError(f"{str(text)[:40]!r} is not a time like 2026-11-24T00:00:00Z") from None
-    if format_time(time) != text:
-        raise FormatError(f"{str(text)[:40]!r} is not a time like 2026-11-24T00:00:00Z")
-    return time
 
 
-def _strings(value: object, what: str) -> tuple[str, ...]:
+def string_list(value: object, what: str) -> tuple[str, ...]:
+    """The texts of a JSON list, or FormatError."""
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise FormatError(f"{what} must be a list of texts")
     return tuple(value)

@@ -11,16 +11,33 @@ threshold = 1
 max_tokens = 512
 max_age_days = 365
 forbidden_taint = ["untrusted"]
+adds_taint = ["self-written"]
+models = ["1b0e...digest of a model folder..."]
+on_revoke = "reprefill"
 
 [revocation]
 signers = ["owner"]
 threshold = 1
 
+[endorsement.untrusted]
+signers = ["owner", "reviewer"]
+threshold = 2
+
+[override]
+signers = ["warden"]
+threshold = 1
+
+[status]
+signers = ["status"]
+threshold = 1
+max_age_seconds = 3600
+
 [witnesses]
 keys = ["witness.example/north+7d0d2a51+BG...", "witness.example/south+91ff3c02+BK..."]
 minimum = 1
 
-The last table may be missing; then no witness is needed.
+What may be missing: `adds_taint`, `models` (any model then) and `on_revoke` ("stop" then), and the last four tables.
+Then nobody endorses, nobody overrides, no status root is asked for, and no witness is needed.
 """
 
 import base64
@@ -28,13 +45,14 @@ import json
 import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from fieldprint.anchor.artifact import KINDS, NAME
+from fieldprint.anchor.artifact import KINDS, NAME, check_digest
 from fieldprint.anchor.dsse import check_keys, decode_base64
 from fieldprint.anchor.keys import key_id
+from fieldprint.anchor.statements import MAX_STATUS_AGE
 from fieldprint.errors import FormatError
 from fieldprint.note import COSIGNATURES, VerifierKey
 
@@ -42,17 +60,42 @@ MAX_POLICY_SIZE = 1 << 20
 MAX_TOKENS = 512
 MAX_AGE_DAYS = 36500
 MAX_WITNESSES = 64
+OnRevoke = Literal["stop", "reprefill"]
 
 
 @dataclass(frozen=True, slots=True)
 class KindRule:
-    """What the policy asks of anchors of one kind."""
+    """What the policy asks of anchors of one kind.
+
+    adds_taint: labels that every anchor of this kind has. models: digests of the models that it may be used with; none
+    means any. on_revoke: what becomes of sequences that attended to an anchor when it is revoked.
+    """
 
     signers: tuple[str, ...]
     threshold: int = 1
     max_tokens: int = MAX_TOKENS
     max_age_days: int = 365
     forbidden_taint: tuple[str, ...] = ()
+    adds_taint: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    on_revoke: OnRevoke = "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class SignerRule:
+    """Whose signatures count for one purpose, and how many are needed."""
+
+    signers: tuple[str, ...]
+    threshold: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class StatusRule:
+    """Who signs status roots, and how old one may be for a verifier to rely on it."""
+
+    signers: tuple[str, ...]
+    threshold: int = 1
+    max_age_seconds: int = 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +104,8 @@ class Policy:
 
     witnesses: verifier keys of type 0x04 or 0x06; keys of one name are one witness.
     minimum_witnesses: how many witnesses must have cosigned a receipt's checkpoint.
+    endorsement: who may take a taint label away, by label; the others nobody may.
+    override: who may override, with keys that sign no anchors. status: who signs the status roots that are asked for.
     """
 
     keys: Mapping[str, bytes]
@@ -70,7 +115,13 @@ class Policy:
     log: str
     witnesses: tuple[str, ...] = ()
     minimum_witnesses: int = 0
-    _loaded: dict[str, Ed25519PublicKey] = field(default_factory=dict, init=False, repr=False, compare=False)
+    endorsement: Mapping[str, SignerRule] = field(default_factory=dict)
+    override: SignerRule | None = None
+    status: StatusRule | None = None
+    _loaded: dict[str, tuple[str, Ed25519PublicKey]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    _rules: dict[str, SignerRule] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         VerifierKey.parse(self.log)
@@ -79,19 +130,53 @@ class Policy:
                 raise FormatError(
                     f"policy key {name!r}: a name of [a-z0-9._-] and 32 bytes in base64 are needed"
                 )
-            self._loaded[name] = Ed25519PublicKey.from_public_bytes(raw)
+            key = Ed25519PublicKey.from_public_bytes(raw)
+            self._loaded[name] = (key_id(key), key)
         if len(set(self.keys.values())) != len(self.keys):
             raise FormatError("two names in the policy have the same key, which would count twice")
+        self._collect_rules()
+        for purpose, rule in self._rules.items():
+            self._check_signers(rule.signers, rule.threshold, purpose)
+        self._check_kinds()
+        self._check_roles()
+        self._check_witnesses()
+
+    def _collect_rules(self) -> None:
+        for kind, rule in self.kinds.items():
+            self._rules[f"kind {kind}"] = SignerRule(rule.signers, rule.threshold)
+        self._rules["revocation"] = SignerRule(self.revokers, self.revocation_threshold)
+        for label, who in self.endorsement.items():
+            self._rules[f"endorsement {label}"] = who
+        if self.override is not None:
+            self._rules["override"] = self.override
+        if self.status is not None:
+            self._rules["status"] = SignerRule(self.status.signers, self.status.threshold)
+
+    def _check_kinds(self) -> None:
         for kind, rule in self.kinds.items():
             if kind not in KINDS:
                 raise FormatError(f"the policy has a rule for {kind!r}, which is no kind")
-            self._check_signers(rule.signers, rule.threshold, f"kind {kind}")
             if not 0 < rule.max_tokens <= MAX_TOKENS or not 0 < rule.max_age_days <= MAX_AGE_DAYS:
                 raise FormatError(
                     f"kind {kind}: max_tokens must be 1 to {MAX_TOKENS}, max_age_days 1 to {MAX_AGE_DAYS}"
                 )
-        self._check_signers(self.revokers, self.revocation_threshold, "revocation")
-        self._check_witnesses()
+            for model in rule.models:
+                check_digest(model, f"kind {kind}: a model")
+            if rule.on_revoke not in get_args(OnRevoke):
+                raise FormatError(f"kind {kind}: on_revoke must be {' or '.join(get_args(OnRevoke))}")
+
+    def _check_roles(self) -> None:
+        for label in self.endorsement:
+            if not NAME.fullmatch(label):
+                raise FormatError(f"the policy has an endorsement of {label[:80]!r}, which is no taint label")
+        overriding = set() if self.override is None else set(self.override.signers)
+        both = overriding.intersection(name for rule in self.kinds.values() for name in rule.signers)
+        if both:
+            raise FormatError(
+                f"override: {', '.join(sorted(both))} signs anchors too; the keys that override must be others"
+            )
+        if self.status is not None and not 0 < self.status.max_age_seconds <= MAX_STATUS_AGE:
+            raise FormatError(f"status: max_age_seconds must be 1 to {MAX_STATUS_AGE}")
 
     def _check_witnesses(self) -> None:
         keys = self.witness_keys
@@ -141,13 +226,18 @@ class Policy:
         """Whether cosignatures by these keys are enough: as many names as the minimum among the witnesses."""
         return len({key.name for key in set(keys).intersection(self.witness_keys)}) >= self.minimum_witnesses
 
+    @property
+    def signer_rules(self) -> Mapping[str, SignerRule]:
+        """Who signs what, by purpose: `kind K`, `revocation`, `endorsement L`, `override`, `status`."""
+        return self._rules
+
     def trusted(self, names: tuple[str, ...] | None = None) -> dict[str, Ed25519PublicKey]:
         """Key id to public key, of these names or of all."""
-        return {key_id(self._loaded[name]): self._loaded[name] for name in (names or tuple(self.keys))}
+        return dict(self._loaded[name] for name in (names or tuple(self.keys)))
 
     def name_of(self, identifier: str) -> str:
         """The name of the key with this id."""
-        return next(name for name, key in self._loaded.items() if key_id(key) == identifier)
+        return next(name for name, (known, _) in self._loaded.items() if known == identifier)
 
     def to_bytes(self) -> bytes:
         """The file; `from_bytes` is its inverse."""
@@ -163,12 +253,17 @@ class Policy:
                 f"max_age_days = {rule.max_age_days}",
                 f"forbidden_taint = {_list(rule.forbidden_taint)}",
             ]
-        lines += [
-            "",
-            "[revocation]",
-            f"signers = {_list(self.revokers)}",
-            f"threshold = {self.revocation_threshold}",
-        ]
+            lines += [f"adds_taint = {_list(rule.adds_taint)}"] if rule.adds_taint else []
+            lines += [f"models = {_list(rule.models)}"] if rule.models else []
+            lines += [f"on_revoke = {_text(rule.on_revoke)}"] if rule.on_revoke != "stop" else []
+        lines += _role("revocation", self.revokers, self.revocation_threshold)
+        for label, who in sorted(self.endorsement.items()):
+            lines += _role(f"endorsement.{_text(label)}", who.signers, who.threshold)
+        if self.override is not None:
+            lines += _role("override", self.override.signers, self.override.threshold)
+        if self.status is not None:
+            lines += _role("status", self.status.signers, self.status.threshold)
+            lines += [f"max_age_seconds = {self.status.max_age_seconds}"]
         if self.witnesses:
             lines += [
                 "",
@@ -192,11 +287,13 @@ class Policy:
         except (ValueError, RecursionError) as error:  # among them UnicodeDecodeError and TOMLDecodeError
             raise FormatError(f"the policy is not TOML: {error}") from error
         witnesses = fields.pop("witnesses", {"keys": [], "minimum": 0})
+        endorsement = fields.pop("endorsement", {})
+        override, status = fields.pop("override", None), fields.pop("status", None)
         check_keys(fields, {"keys", "kinds", "log", "revocation"}, "the policy")
         check_keys(witnesses, {"keys", "minimum"}, "the policy's witnesses")
         check_keys(fields["revocation"], {"signers", "threshold"}, "the policy's revocation")
-        if not isinstance(fields["keys"], dict) or not isinstance(fields["kinds"], dict):
-            raise FormatError("the policy's keys and kinds must be tables")
+        if not all(isinstance(table, dict) for table in (fields["keys"], fields["kinds"], endorsement)):
+            raise FormatError("the policy's keys, kinds and endorsement must be tables")
         return cls(
             keys={name: decode_base64(text, f"policy key {name}") for name, text in fields["keys"].items()},
             kinds={kind: _rule(kind, rule) for kind, rule in fields["kinds"].items()},
@@ -205,19 +302,45 @@ class Policy:
             log=str(fields["log"]),
             witnesses=_texts(witnesses["keys"]),
             minimum_witnesses=_integer(witnesses["minimum"]),
+            endorsement={
+                label: _signers(f"endorsement of {label}", who) for label, who in endorsement.items()
+            },
+            override=None if override is None else _signers("override", override),
+            status=None if status is None else _status(status),
         )
 
 
 def _rule(kind: str, rule: Any) -> KindRule:
     keys = {"signers", "threshold", "max_tokens", "max_age_days", "forbidden_taint"}
-    check_keys(rule, keys, f"the policy's kind {kind}")
+    given: dict[str, Any] = {"adds_taint": [], "models": [], "on_revoke": "stop"}
+    if isinstance(rule, dict):
+        given |= {name: value for name, value in rule.items() if name in given}
+        rule = {name: value for name, value in rule.items() if name not in given}
+    check_keys(rule, keys, f"the policy's kind {kind}, besides {', '.join(given)},")
     return KindRule(
         _names(rule["signers"]),
         _integer(rule["threshold"]),
         _integer(rule["max_tokens"]),
         _integer(rule["max_age_days"]),
         _names(rule["forbidden_taint"]),
+        _names(given["adds_taint"]),
+        _texts(given["models"]),
+        given["on_revoke"],
     )
+
+
+def _signers(what: str, rule: Any) -> SignerRule:
+    check_keys(rule, {"signers", "threshold"}, f"the policy's {what}")
+    return SignerRule(_names(rule["signers"]), _integer(rule["threshold"]))
+
+
+def _status(rule: Any) -> StatusRule:
+    check_keys(rule, {"signers", "threshold", "max_age_seconds"}, "the policy's status")
+    return StatusRule(_names(rule["signers"]), _integer(rule["threshold"]), _integer(rule["max_age_seconds"]))
+
+
+def _role(name: str, signers: tuple[str, ...], threshold: int) -> list[str]:
+    return ["", f"[{name}]", f"signers = {_list(signers)}", f"threshold = {threshold}"]
 
 
 def _names(value: object) -> tuple[str, ...]:
@@ -228,7 +351,7 @@ def _names(value: object) -> tuple[str, ...]:
 
 def _texts(value: object) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise FormatError("the policy needs a list of texts where the witnesses' keys stand")
+        raise FormatError("the policy needs a list of texts where keys of witnesses or models stand")
     return tuple(value)
 
 

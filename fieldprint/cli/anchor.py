@@ -1,6 +1,7 @@
 """`fieldprint anchor`."""
 
 import json
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,9 +30,9 @@ from fieldprint.cli.options import (
     SigningKeys,
 )
 from fieldprint.cli.output import print_result
-from fieldprint.errors import FieldprintError, VerificationError
+from fieldprint.errors import FieldprintError
 
-app = typer.Typer(help="Sign, verify, show and revoke anchors.", no_args_is_help=True)
+app = typer.Typer(help="Sign, register, verify, show and revoke anchors.", no_args_is_help=True)
 
 
 @app.command("sign")
@@ -61,13 +62,31 @@ def anchor_sign(
         Path | None,
         typer.Option("--fieldprint-out", help="Also write the fieldprint, for machines that load it."),
     ] = None,
+    policy: Annotated[Path | None, typer.Option("--policy", help="To register at once: the policy.")] = None,
+    log: Annotated[str | None, typer.Option("--log", help="To register at once: the log.")] = None,
+    log_key: Annotated[
+        Path | None, typer.Option("--log-key", help="To register at once: the log's private key.")
+    ] = None,
+    last_signed: LastSignedFile = None,
+    quorum: QuorumFile = None,
     passphrase_file: PassphraseFile = None,
     as_json: Json = False,
 ) -> None:
-    """Realize the text under the model, and sign text and fieldprint together."""
-    from fieldprint.anchor import AnchorArtifact, sign_anchor
-    from fieldprint.pipeline import fieldprint_of
+    """Realize the text under the model, and sign text and fieldprint together.
 
+    With --policy, --log and --log-key it is registered as well, as by `anchor register`.
+    """
+    from fieldprint.anchor import AnchorArtifact, sign_anchor, sign_registration
+    from fieldprint.pipeline import fieldprint_of
+    from fieldprint.registry import registration_entry
+
+    place = None
+    if policy is not None and log is not None and log_key is not None:
+        place = _Place(policy, log, log_key, last_signed, quorum)
+    elif (policy, log, log_key) != (None, None, None):
+        raise typer.BadParameter(
+            "--policy, --log and --log-key belong together: with all three it is registered"
+        )
     signers = open_signers(key, passphrase_file)
     content = read_input(text).decode("utf-8").rstrip("\n")
     fieldprint, record = fieldprint_of(open_model(model), content, form)
@@ -86,11 +105,49 @@ def anchor_sign(
     write_new(out, sign_anchor(artifact, signers))
     if fieldprint_out is not None:
         fieldprint.save(fieldprint_out)
+    fields = {"anchor": artifact.digest, "tokens": record.num_tokens, "root": record.root, "file": str(out)}
+    said = f"signed {out}: anchor {artifact.digest[:16]}, {record.num_tokens} tokens, fieldprint {record.root[:16]}"
+    if place is None:
+        print_result(fields, as_json, said)
+        return
+    index, warning = _append(place, registration_entry(sign_registration(artifact, signers)))
     print_result(
-        {"anchor": artifact.digest, "tokens": record.num_tokens, "root": record.root, "file": str(out)},
+        fields | {"index": index, "warning": warning or None},
         as_json,
-        f"signed {out}: anchor {artifact.digest[:16]}, {record.num_tokens} tokens, fieldprint {record.root[:16]}",
+        f"{said}\nregistered: entry {index} of {place.log}",
     )
+    warn(warning)
+
+
+@app.command("register")
+def anchor_register(
+    file: Annotated[Path, typer.Argument(help="The signed anchor.")],
+    key: SigningKeys,
+    policy: PolicyFile,
+    log: LogPlace,
+    log_key: LogKey,
+    last_signed: LastSignedFile = None,
+    quorum: QuorumFile = None,
+    passphrase_file: PassphraseFile = None,
+    as_json: Json = False,
+) -> None:
+    """Sign an anchor's registration and append it to the log; before that nothing is generated under it there.
+
+    The registration holds the anchor's metadata and the digest of its text, never the text. The keys are those of the
+    anchor's kind, as many as its threshold.
+    """
+    from fieldprint.anchor import AnchorArtifact, Envelope, sign_registration
+    from fieldprint.registry import registration_entry
+
+    artifact = AnchorArtifact.from_bytes(Envelope.from_bytes(read_input(file)).payload)
+    entry = registration_entry(sign_registration(artifact, open_signers(key, passphrase_file)))
+    index, warning = _append(_Place(policy, log, log_key, last_signed, quorum), entry)
+    print_result(
+        {"anchor": artifact.digest, "index": index, "warning": warning or None},
+        as_json,
+        f"registered {artifact.kind} {artifact.name}, {artifact.digest[:16]}: entry {index} of {log}",
+    )
+    warn(warning)
 
 
 @app.command("cosign")
@@ -200,24 +257,39 @@ def anchor_revoke(
 ) -> None:
     """Sign a revocation and append it to the log; from then on the anchor is refused."""
     from fieldprint.anchor import AnchorArtifact, Envelope, sign_revocation
-    from fieldprint.registry import Registry, revocation_entry
+    from fieldprint.registry import revocation_entry
 
-    trusted = open_policy(policy)
     digest = AnchorArtifact.from_bytes(Envelope.from_bytes(read_input(file)).payload).digest
     now = datetime.now(UTC).replace(microsecond=0)
     entry = revocation_entry(sign_revocation(digest, reason, now, open_signers(key, passphrase_file)))
-    if digest not in Registry.replay([entry], trusted).revoked:
-        raise VerificationError(
-            1, "these keys may not revoke under the policy", remedy="Use keys of [revocation]"
-        )
-    with (
-        open_cosigner(quorum, trusted) as cosigner,
-        open_writer(log, log_key, trusted, last_signed, cosign=cosigner) as writer,
-    ):
-        index = writer.append([entry]).first_index
+    index, warning = _append(_Place(policy, log, log_key, last_signed, quorum), entry)
     print_result(
-        {"anchor": digest, "index": index, "warning": cosigner.shortfall or None},
+        {"anchor": digest, "index": index, "warning": warning or None},
         as_json,
         f"revoked {digest[:16]}: entry {index} of {log}",
     )
-    warn(cosigner.shortfall)
+    warn(warning)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where an event goes: what the options say."""
+
+    policy: Path
+    log: str
+    log_key: Path
+    last_signed: Path | None
+    quorum: Path | None
+
+
+def _append(place: _Place, entry: bytes) -> tuple[int, str]:
+    """The index of the event's entry, and what the witnesses fell short of."""
+    from fieldprint.registry import append_event
+
+    trusted = open_policy(place.policy)
+    with (
+        open_cosigner(place.quorum, trusted) as cosigner,
+        open_writer(place.log, place.log_key, trusted, place.last_signed, cosign=cosigner) as writer,
+    ):
+        index = append_event(writer, trusted, entry)
+    return index, cosigner.shortfall

@@ -17,7 +17,7 @@ EXTRAS = dict.fromkeys(("torch", "transformers", "safetensors", "numpy"), "demo"
 
 app = typer.Typer(
     help="Signed texts, pinned as K/V pages that every query attends to, with a log of what was generated.\n\n"
-    "Begin with `fieldprint demo`, or: keys new, policy new, log new, anchor sign, generate, verify.",
+    "Begin with `fieldprint demo`, or: keys new, policy new, log new, anchor sign, anchor register, generate, verify.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,

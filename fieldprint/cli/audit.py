@@ -37,7 +37,7 @@ def log_audit(
     vkey: Annotated[
         str | None,
         typer.Option(
-            "--log-vkey", help="The log's verifier key instead of a policy; revocations are then not checked."
+            "--log-vkey", help="The log's verifier key instead of a policy; events are then not judged."
         ),
     ] = None,
     state: Annotated[
@@ -217,7 +217,7 @@ def _text(report: dict[str, Any], new: int, seconds: float, revocations: bool) -
         f"{new} audited now in {seconds:.1f} s ({new / seconds:.0f} entries/s), all since the first audit: {counts}",
     ]
     if not revocations:
-        lines.append("the signatures of revocations were not checked: give --policy")
+        lines.append("the signatures on events were not checked: give --policy")
     if report["unfollowed"]:
         lines.append(
             f"{report['unfollowed']} commitments were parsed and not followed: too many open requests"

@@ -15,6 +15,16 @@ LogArgument = Annotated[
     str, typer.Argument(metavar="LOG", help="The log's folder, or the URL of its object store.")
 ]
 
+SIGNED = {
+    "sign": "a signed registration",
+    "supersede": "a signed supersession",
+    "endorse": "a signed endorsement",
+    "revoke": "a signed revocation",
+    "override": "a signed override",
+    "lift": "the signed end of an override",
+    "status": "a signed status root",
+}
+
 
 @app.command("new")
 def log_new(
@@ -99,4 +109,4 @@ def _summary(row: dict[str, Any]) -> str:
         return f"request {part['request']}: {str(row.get('reason'))[:100]}"
     if kind == "promote":
         return f"anchor {part['anchor']} under model {part['model']}"
-    return "a signed revocation" if kind == "revoke" else ""
+    return SIGNED.get(str(kind), "")

@@ -25,6 +25,7 @@ from fieldprint.anchor import (
     load_public_key,
     new_key,
     sign_anchor,
+    sign_registration,
     sign_revocation,
 )
 from fieldprint.demo.recall import ANCHOR_TEXT, CONTROL_TEXT, WINDOW, long_text, measure_recall
@@ -44,7 +45,7 @@ from fieldprint.generate import (
 from fieldprint.note import NoteSigner
 from fieldprint.pipeline import anchor_tokens, fieldprint_of, page_pool, promotion_of, receipt_of, run
 from fieldprint.promote import PinnedAnchor, promote_anchor
-from fieldprint.registry import Registry, revocation_entry
+from fieldprint.registry import Registry, registration_entry, revocation_entry
 from fieldprint.tlog import LogReader, LogWriter
 from fieldprint.verify import VerifiedAnchor, verify_anchor, verify_receipt
 
@@ -110,6 +111,7 @@ def run_demo(out: Path, model: LoadedModel, say: Callable[[str], None] | None = 
     with LogWriter(
         out / "log", NoteSigner(ORIGIN, load_private_key(out / "keys/log.key")), create=True
     ) as log:
+        log.append([_registration(stage, anchor) for anchor in verified])
         receipts = _generate_with_faults(stage, policy, signed, verified[0], log)
         _audit(stage, policy, receipts)
         _revoke(stage, policy, signed, verified[0], log)
@@ -120,6 +122,11 @@ def run_demo(out: Path, model: LoadedModel, say: Callable[[str], None] | None = 
     passed = sum(stage.checks.values())
     say(f"{passed} of {len(stage.checks)} checks hold, {stage.summary['seconds']} s; see {out}/report.html")
     return stage.summary
+
+
+def _registration(stage: Stage, verified: VerifiedAnchor) -> bytes:
+    private = load_private_key(stage.out / "keys/owner.key")
+    return registration_entry(sign_registration(verified.artifact, [private]))
 
 
 def _say(line: str) -> None:

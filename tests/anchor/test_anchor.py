@@ -18,6 +18,8 @@ from fieldprint.anchor import (
     Envelope,
     KindRule,
     Policy,
+    SignerRule,
+    StatusRule,
     load_cosigner_key,
     load_private_key,
     load_public_key,
@@ -107,6 +109,61 @@ def policy() -> Policy:
 def test_a_policy_round_trips() -> None:
     made = policy()
     assert Policy.from_bytes(made.to_bytes()) == made
+
+
+def whole_policy() -> Policy:
+    """With everything that may be missing."""
+    plain, warden, clerk = policy(), Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+    raw = {
+        name: key.public_key().public_bytes_raw() for name, key in {"warden": warden, "clerk": clerk}.items()
+    }
+    rule = KindRule(("owner",), 1, 512, 30, (), ("untrusted",), ("ab" * 32,), "reprefill")
+    return replace(
+        plain,
+        keys={**plain.keys, **raw},
+        kinds={**plain.kinds, "observation": rule},
+        endorsement={"untrusted": SignerRule(("owner", "clerk"), 2), "a.b": SignerRule(("owner",))},
+        override=SignerRule(("warden",)),
+        status=StatusRule(("clerk",), 1, 60),
+    )
+
+
+def test_a_policy_with_every_table_round_trips_and_an_old_one_is_written_as_before() -> None:
+    made = whole_policy()
+    assert Policy.from_bytes(made.to_bytes()) == made
+    for word in (b"adds_taint", b"models", b"on_revoke", b"endorsement", b"override", b"status"):
+        assert word in made.to_bytes() and word not in policy().to_bytes()
+    assert set(made.signer_rules) == {
+        *("kind identity", "kind observation", "revocation"),
+        *("endorsement untrusted", "endorsement a.b", "override", "status"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('on_revoke = "reprefill"', 'on_revoke = "ignore"'),
+        ('on_revoke = "reprefill"', "on_revoke = 5"),
+        ('models = ["ab', 'models = ["AB'),
+        ('adds_taint = ["untrusted"]', 'adds_taint = ["Not a label"]'),
+        ('adds_taint = ["untrusted"]', 'adds_labels = ["untrusted"]'),
+        ('[endorsement."untrusted"]', '[endorsement."Not a label"]'),
+        ('signers = ["warden"]', 'signers = ["owner"]'),
+        ('signers = ["warden"]', 'signers = ["nobody"]'),
+        ('signers = ["owner", "clerk"]\nthreshold = 2', 'signers = ["owner", "owner"]\nthreshold = 2'),
+        ("max_age_seconds = 60", "max_age_seconds = 0"),
+        ("max_age_seconds = 60", "max_age = 60"),
+        ("max_age_seconds = 60", "max_age_seconds = true"),
+    ],
+)
+def test_a_policy_with_a_table_that_is_not_well_formed_is_refused(old: str, new: str) -> None:
+    text = whole_policy().to_bytes().decode()
+    assert old in text
+    with pytest.raises(FormatError):
+        Policy.from_bytes(text.replace(old, new, 1).encode())
+    for table in ("endorsement", "override", "status", "kinds"):
+        with pytest.raises(FormatError):
+            Policy.from_bytes(f"{table} = 5\n{policy().to_bytes().decode()}".encode())
 
 
 @pytest.mark.parametrize("origin", ['a"b', "a\\b", "\u00e9", "a\\u0041", "[x]", "#"])

@@ -6,6 +6,7 @@ import pty
 import select
 import subprocess
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -177,6 +178,7 @@ def test_the_same_reference_signs_revocations(folder: Path) -> None:
     said(folder, "log", "new", "log", "--log-key", "keys/log.key")
     owner = load_private_key(folder / "keys/owner.key")
     (folder / "a.json").write_bytes(sign_anchor(ARTIFACT, [owner]))
+    (folder / "b.json").write_bytes(sign_anchor(replace(ARTIFACT, name="b"), [owner]))
     why = ("--reason", "lost", *LOG, "--json")
     by_file = ("anchor", "revoke", "a.json", "--key", "keys/safe.key", "--passphrase-file", "secret", *why)
     assert json.loads(said(folder, *by_file))["index"] == 0
@@ -190,7 +192,7 @@ def test_the_same_reference_signs_revocations(folder: Path) -> None:
     twice = run_process(folder, "keys", "import-keyring", "keys/safe.key", place, *secret, **ring)
     assert twice.returncode == 1 and "not overwritten" in twice.stderr
     (folder / "keys/safe.key").unlink()
-    by_ring = run_process(folder, "anchor", "revoke", "a.json", "--key", place, *why, **ring)
+    by_ring = run_process(folder, "anchor", "revoke", "b.json", "--key", place, *why, **ring)
     assert json.loads(by_ring.stdout)["index"] == 1, by_ring.stderr
     ended = cli(folder, "anchor", "verify", "a.json", "--policy", "policy.toml", "--log", "log")
     assert ended.returncode == 1 and "revoked" in ended.stderr

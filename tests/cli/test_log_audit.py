@@ -12,9 +12,15 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fieldprint.anchor import AnchorArtifact, load_private_key, sign_anchor, sign_revocation
+from fieldprint.anchor import (
+    AnchorArtifact,
+    load_private_key,
+    sign_anchor,
+    sign_registration,
+    sign_revocation,
+)
 from fieldprint.note import NoteSigner
-from fieldprint.registry import revocation_entry
+from fieldprint.registry import registration_entry, revocation_entry
 from fieldprint.tlog import LogWriter
 from tests.commands import COMMAND, make_policy_here, run_process
 from tests.commands import run_here as cli
@@ -126,7 +132,7 @@ def test_usage_ends_with_2(folder: Path) -> None:
         run = cli(folder, "log", "audit", *arguments)
         assert run.returncode == 2, (arguments, run.stderr)
     run = cli(folder, "log", "audit", "log", "--log-vkey", vkey)
-    assert run.returncode == 0 and "revocations were not checked" in run.stdout
+    assert run.returncode == 0 and "events were not checked" in run.stdout
 
 
 def test_a_damaged_state_is_not_silently_begun_anew(folder: Path) -> None:
@@ -142,7 +148,7 @@ def test_a_forged_revocation_is_found_by_whoever_first_audited_without_a_policy(
     append(folder, [revocation_entry(sign_revocation("aa" * 32, "lost", NOW, [stranger]))])
     assert cli(folder, "log", "audit", "log", "--log-vkey", vkey).returncode == 0
     run = cli(folder, "log", "audit", "log", "--policy", "policy.toml")
-    assert run.returncode == 1 and "revokers" in run.stderr and "--restart" in run.stderr
+    assert run.returncode == 1 and "signers" in run.stderr and "--restart" in run.stderr
     run = cli(folder, "log", "audit", "log", "--policy", "policy.toml", "--restart")
     assert run.returncode == 1 and "entry 600:" in run.stdout
 
@@ -181,6 +187,14 @@ def test_an_anchor_is_verified_with_the_revocations_of_a_served_log(served: tupl
     signed = sign_anchor(artifact, [load_private_key(folder / "keys/owner.key")])
     (folder / "anchor.json").write_bytes(signed)
     arguments = ("anchor", "verify", "anchor.json", "--policy", "policy.toml", "--log")
+    run = cli(folder, *arguments, url)
+    assert run.returncode == 1 and "not registered" in run.stderr
+    key = load_private_key(folder / "keys/owner.key")
+    entry = registration_entry(sign_registration(artifact, [key]))
+    request = urllib.request.Request(
+        f"{url}/add", entry, {"Authorization": "Bearer a-token-of-these-tests"}, method="POST"
+    )
+    urllib.request.urlopen(request, timeout=10).close()
     run = cli(folder, *arguments, url)
     assert run.returncode == 0 and "not checked" not in run.stdout, run.stderr
     away = cli(folder, *arguments, "http://127.0.0.1:1/log")

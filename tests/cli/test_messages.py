@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from fieldprint.anchor import load_private_key
+from fieldprint.audit import KINDS
 from fieldprint.note import NoteSigner
+from fieldprint.registry import EVENT_TYPES
 from fieldprint.tlog import LogWriter
 from tests.commands import COMMAND, NO_ROOM, make_policy_here, run_process
 from tests.commands import run_here as cli
@@ -68,7 +70,8 @@ def test_an_audit_that_reaches_nobody_says_ok_false(folder: Path, tmp_path: Path
 def test_entries_of_every_type_are_counted_in_every_audit(folder: Path, tmp_path: Path) -> None:
     arguments = ("log", "audit", "log", *POLICY, "--state", str(tmp_path / "state"), "--json")
     first, again = (json.loads(cli(folder, *arguments).stdout)["entries"] for _ in range(2))
-    assert first == again == {"promote": 0, "revoke": 0, "commitment": 0, "abort": 0, "other": 3}
+    assert first == again == dict.fromkeys(KINDS, 0) | {"other": 3}
+    assert set(KINDS) == {*EVENT_TYPES, "commitment", "abort", "other"}
 
 
 def test_an_interrupted_audit_says_how_far_it_came(folder: Path, tmp_path: Path) -> None:

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from fieldprint.anchor import AnchorArtifact, Envelope, Policy
-from fieldprint.anchor.sign import Revocation
 from fieldprint.audit import AuditState, EntryCheck
 from fieldprint.commit import Commitment, Receipt
-from fieldprint.errors import FieldprintError
+from fieldprint.errors import FieldprintError, FormatError
 from fieldprint.note import VerifierKey, parse_note, verify_note
+from fieldprint.registry import Registry
+from fieldprint.registry.events import PARSERS
 from fieldprint.tlog import (
     AbsenceProof,
     Checkpoint,
@@ -109,8 +110,26 @@ def artifact(data: bytes) -> None:
     assert AnchorArtifact.from_bytes(data).to_bytes() == data
 
 
-def revocation(data: bytes) -> None:
-    assert Revocation.from_bytes(data).to_bytes() == data
+def statement(data: bytes) -> None:
+    """Of at most one kind, and written again alike."""
+    read = []
+    for parse in PARSERS.values():
+        try:
+            read.append(parse(data))
+        except FormatError:
+            continue
+    if not read:
+        raise FormatError("of no kind")
+    (made,) = read
+    assert made.to_bytes() == data
+
+
+def registry(data: bytes) -> None:
+    """Each entry is believed, refused or no event; what is refused leaves no anchor behind."""
+    entries = data.split(b"\n")
+    found = Registry.replay(entries, POLICY)
+    assert found.position == len(entries)
+    assert len(found.anchors) == found.believed["sign"] and len(found.revoked) == found.believed["revoke"]
 
 
 def policy(data: bytes) -> None:
@@ -273,12 +292,19 @@ def _envelope_payloads() -> Iterator[bytes]:
             continue
 
 
-def _revocations() -> Iterator[bytes]:
-    for data in _leaves():
-        try:
-            yield Envelope.from_bytes(raw(json.loads(data)["envelope"])).payload
-        except (ValueError, KeyError, TypeError, FieldprintError):
-            continue
+def _events() -> Iterator[bytes]:
+    for row in rows("anchor.json"):
+        yield from map(raw, row.get("entries", []))
+
+
+def _statements() -> Iterator[bytes]:
+    for entry in _events():
+        if b'"envelope"' in entry and entry.endswith(b"}"):
+            yield Envelope.from_bytes(raw(json.loads(entry)["envelope"])).payload
+
+
+def _histories() -> Iterator[bytes]:
+    return (b"\n".join(map(raw, row["entries"])) for row in rows("anchor.json") if row.get("entries"))
 
 
 TARGETS = (
@@ -292,7 +318,8 @@ TARGETS = (
     Target("entry", entry, lambda: (b"\n".join(map(raw, row["entries"])) for row in rows("log/entries.json"))),
     Target("envelope", envelope, _column("anchor.json", "anchor")),
     Target("artifact", artifact, _envelope_payloads),
-    Target("revocation", revocation, _revocations),
+    Target("statement", statement, _statements),
+    Target("registry", registry, _histories),
     Target("policy", policy, lambda: iter([SETTING["policy"].encode()])),
     Target("trust_policy", trust_policy, lambda: iter([TRUST.to_bytes()])),
     Target("log_proof", log_proof, _signed(lambda c: LogProof(5, (bytes(32), bytes(32)), c, b"extra").to_bytes())),

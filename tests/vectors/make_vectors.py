@@ -20,23 +20,30 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fieldprint.anchor import (
     AnchorArtifact,
+    Endorsement,
     Envelope,
     FieldprintRecord,
     KindRule,
+    Lift,
+    Override,
     Policy,
+    Registration,
+    SignerRule,
+    Supersession,
     sign_anchor,
     sign_envelope,
     sign_revocation,
+    sign_statement,
 )
 from fieldprint.anchor.artifact import PREDICATE_TYPE, statement
 from fieldprint.commit import Commitment, LeafProof, Receipt, request_digest, text_digest, tokens_digest
 from fieldprint.note import NoteSigner, sign_note
-from fieldprint.registry import Promotion, revocation_entry
+from fieldprint.registry import Promotion, event_entry, registration_entry, revocation_entry
 from fieldprint.tlog import Checkpoint, leaf_hash, merkle
 
 FOLDER = Path(__file__).parent
-OWNER, SECOND, STRANGER, LOG, OTHER_LOG = (
-    Ed25519PrivateKey.from_private_bytes(bytes([i]) * 32) for i in range(1, 6)
+OWNER, SECOND, STRANGER, LOG, OTHER_LOG, WARDEN = (
+    Ed25519PrivateKey.from_private_bytes(bytes([i]) * 32) for i in range(1, 7)
 )
 SIGNER = NoteSigner("vectors.example/log", LOG)
 WITNESS = NoteSigner("vectors.example/witness", OTHER_LOG)
@@ -51,12 +58,22 @@ def text(data: bytes) -> str:
 
 
 def policy() -> Policy:
-    keys = {"owner": OWNER.public_key().public_bytes_raw(), "second": SECOND.public_key().public_bytes_raw()}
+    named = {"owner": OWNER, "second": SECOND, "warden": WARDEN}
+    keys = {name: key.public_key().public_bytes_raw() for name, key in named.items()}
     kinds = {
         "identity": KindRule(("owner",), 1, 100, 60, ("untrusted",)),
-        "policy": KindRule(("owner", "second"), 2, 512, 60),
+        "policy": KindRule(("owner", "second"), 2, 512, 60, models=(MODEL,)),
+        "observation": KindRule(("owner",), 1, 100, 60, adds_taint=("untrusted",)),
     }
-    return Policy(keys, kinds, ("owner",), 1, str(SIGNER.verifier_key))
+    return Policy(
+        keys,
+        kinds,
+        ("owner",),
+        1,
+        str(SIGNER.verifier_key),
+        endorsement={"untrusted": SignerRule(("owner", "second"), 2)},
+        override=SignerRule(("warden",)),
+    )
 
 
 RECORD = FieldprintRecord(MODEL, "chat-system", 63, "cd" * 32, 30, 3, 64, 16, "int8-pow2-v1", "ef" * 32)
@@ -125,6 +142,9 @@ def anchors() -> list[Vector]:
     for desc, error, entries in _histories():
         found.append({"desc": desc, "want_error": error, "anchor": text(good), "model": MODEL})
         found[-1]["entries"] = [text(entry) for entry in entries]
+    for desc, error, signed, model, entries in _descents():
+        found.append({"desc": desc, "want_error": error, "anchor": text(signed), "model": model})
+        found[-1]["entries"] = [text(entry) for entry in entries]
     return found
 
 
@@ -191,27 +211,118 @@ def _histories() -> list[tuple[str, int | None, list[bytes]]]:
     def revoked(key: Ed25519PrivateKey, digest: str = ANCHOR.digest) -> bytes:
         return revocation_entry(sign_revocation(digest, "lost", NOW, [key]))
 
-    def promoted(kind: str, *supersedes: str) -> bytes:
-        return Promotion("11" * 32, "22" * 32, MODEL, kind, supersedes).to_entry()
+    older = ANCHOR.digest
+    newer = replace(ANCHOR, name="newer", supersedes=(older,))
+    other = replace(ANCHOR, name="newer", kind="observation", supersedes=(older,))
+    known = [registered(ANCHOR)]
 
     envelope = Envelope.from_bytes(sign_revocation(ANCHOR.digest, "lost", NOW, [OWNER]))
     other_type = sign_envelope("text/plain", envelope.payload, [OWNER]).to_bytes()
     altered = Envelope.from_bytes(sign_revocation(TWO.digest, "lost", NOW, [OWNER]))
     pasted = replace(altered, payload=envelope.payload).to_bytes()
     return [
-        ("good, an empty log", None, []),
-        ("good, another anchor was revoked", None, [revoked(OWNER, TWO.digest)]),
-        ("a revocation by a stranger counts for nothing", None, [revoked(STRANGER)]),
-        ("a revocation by a key that may not revoke counts for nothing", None, [revoked(SECOND)]),
-        ("a revocation of another payload type counts for nothing", None, [revocation_entry(other_type)]),
-        ("a revocation under another's signature counts for nothing", None, [revocation_entry(pasted)]),
-        ("a revocation with a byte behind it counts for nothing", None, [revoked(OWNER) + b"\n"]),
-        ("a promotion of another kind supersedes nothing", None, [promoted("policy", ANCHOR.digest)]),
-        ("a promotion of version true supersedes nothing", None, [promoted("identity", ANCHOR.digest).replace(b'"v":1}', b'"v":true}')]),
-        ("revoked", 8, [b"no event", revoked(STRANGER), revoked(OWNER), promoted("identity")]),
-        ("superseded", 9, [b"no event", promoted("identity", ANCHOR.digest)]),
-        ("superseded, then revoked", 8, [promoted("identity", ANCHOR.digest), revoked(OWNER)]),
+        ("good, registered", None, known),
+        ("good, another anchor was revoked", None, [*known, revoked(OWNER, TWO.digest)]),
+        ("a revocation by a stranger counts for nothing", None, [*known, revoked(STRANGER)]),
+        ("a revocation by a key that may not revoke counts for nothing", None, [*known, revoked(SECOND)]),
+        ("a revocation of another payload type counts for nothing", None, [*known, revocation_entry(other_type)]),
+        ("a revocation under another's signature counts for nothing", None, [*known, revocation_entry(pasted)]),
+        ("a revocation with a byte behind it counts for nothing", None, [*known, revoked(OWNER) + b"\n"]),
+        ("a promotion of another kind supersedes nothing", None, [*known, registered(other), promoted(other)]),
+        ("a promotion of version true supersedes nothing", None, [*known, registered(newer), promoted(newer).replace(b'"v":1}', b'"v":true}')]),
+        ("a promotion of what is not registered supersedes nothing", None, [*known, promoted(newer)]),
+        ("a promotion that says another kind than the registration supersedes nothing", None, [*known, registered(other), promoted(newer, anchor=other.digest)]),
+        ("a supersession by a stranger counts for nothing", None, [*known, registered(newer), superseded(newer, STRANGER)]),
+        ("a registration of a newer one alone supersedes nothing", None, [*known, registered(newer)]),
+        ("revoked", 8, [b"no event", *known, revoked(STRANGER), revoked(OWNER), promoted(ANCHOR)]),
+        ("revoked before it was registered", 8, [revoked(OWNER), *known]),
+        ("superseded", 9, [b"no event", *known, registered(newer), promoted(newer)]),
+        ("superseded before it was registered", 9, [registered(newer), promoted(newer), *known]),
+        ("superseded by a statement", 9, [*known, registered(newer), superseded(newer, OWNER)]),
+        ("superseded, then revoked", 8, [*known, registered(newer), promoted(newer), revoked(OWNER)]),
+        ("an empty log", 11, []),
+        ("registered by a stranger", 11, [registered(ANCHOR, STRANGER)]),
+        ("registered as something else", 11, [_registered(replace(Registration.of(ANCHOR), name="other"))]),
+        ("registered under another entry type", 11, [registered(ANCHOR).replace(b'"sign"', b'"promote"')]),
+        ("a freeze of this anchor", 15, [*known, overridden("anchor", older)]),
+        ("a bypass of its kind", 15, [*known, overridden("kind", "identity", action="bypass")]),
+        ("a freeze of everything", 15, [overridden("all", "*"), *known]),
+        ("a freeze that ends later", 15, [*known, overridden("all", "*", expires=NOW + timedelta(seconds=1))]),
+        ("good, a freeze that has ended", None, [*known, overridden("all", "*", expires=NOW, time=NOW - DAY)]),
+        ("good, a freeze of another kind", None, [*known, overridden("kind", "policy")]),
+        ("good, a freeze by a key that signs anchors", None, [*known, overridden("all", "*", key=OWNER)]),
+        ("good, a freeze that was lifted", None, [*known, overridden("all", "*"), lifted(1)]),
+        ("an old freeze does not come back by its lift", 15, [*known, overridden("all", "*"), lifted(1), overridden("all", "*", number=2), lifted(1)]),
     ]  # fmt: skip
+
+
+def registered(artifact: AnchorArtifact, *keys: Ed25519PrivateKey) -> bytes:
+    return _registered(Registration.of(artifact), *keys)
+
+
+def _registered(registration: Registration, *keys: Ed25519PrivateKey) -> bytes:
+    return registration_entry(sign_statement(registration, keys or (OWNER,)))
+
+
+def promoted(artifact: AnchorArtifact, **changes: Any) -> bytes:
+    made = Promotion(artifact.digest, "22" * 32, MODEL, artifact.kind, artifact.supersedes)
+    return replace(made, **changes).to_entry()
+
+
+def superseded(newer: AnchorArtifact, key: Ed25519PrivateKey) -> bytes:
+    made = Supersession(newer.supersedes[0], newer.digest, "better", NOW)
+    return event_entry("supersede", sign_statement(made, [key]))
+
+
+def overridden(scope: Any, target: str, *, key: Ed25519PrivateKey = WARDEN, **changes: Any) -> bytes:
+    values: dict[str, Any] = {"action": "freeze", "number": 1, "reason": "an alarm", "time": NOW}
+    made = Override(scope=scope, target=target, **(values | changes))
+    return event_entry("override", sign_statement(made, [key]))
+
+
+def lifted(number: int) -> bytes:
+    return event_entry("lift", sign_statement(Lift(number, "a false alarm", NOW), [WARDEN]))
+
+
+def endorsed(artifact: AnchorArtifact, *keys: Ed25519PrivateKey) -> bytes:
+    made = Endorsement(artifact.digest, ("untrusted",), "read by both", NOW)
+    return event_entry("endorse", sign_statement(made, keys))
+
+
+def _descents() -> list[tuple[str, int | None, bytes, str, list[bytes]]]:
+    """Anchors that come from others, and an anchor with a model that its kind's rule does not name."""
+    seen = replace(ANCHOR, name="seen", kind="observation")
+    child = replace(ANCHOR, name="child", text="Read: Falcon.", parents=(seen.digest,))
+    clean = replace(ANCHOR, name="clean", text="Be brief.")
+    heir = replace(ANCHOR, name="heir", text="Be brief and kind.", parents=(clean.digest,))
+    grandchild = replace(heir, name="grandchild", parents=(heir.digest,))
+    twin = replace(ANCHOR, name="twin")
+    half = replace(TWO, fieldprints=(RECORD, replace(RECORD, model="00" * 32)))
+    revoked = revocation_entry(sign_revocation(clean.digest, "lost", NOW, [OWNER]))
+    family = [registered(clean), registered(heir), registered(grandchild)]
+    rows: list[tuple[str, int | None, AnchorArtifact, str, list[bytes]]] = [
+        ("good, it comes from a clean anchor", None, heir, MODEL, family),
+        ("it comes from an observation, which is tainted", 11, child, MODEL, [registered(seen), registered(child)]),
+        ("good, its taint was endorsed away by both", None, child, MODEL, [registered(seen), endorsed(child, OWNER, SECOND), registered(child)]),
+        ("good, its parent's taint was endorsed away", None, child, MODEL, [registered(seen), endorsed(seen, OWNER, SECOND), registered(child)]),
+        ("endorsed by one of two", 11, child, MODEL, [registered(seen), endorsed(child, OWNER), registered(child)]),
+        ("endorsed by one of two, twice", 11, child, MODEL, [registered(seen), endorsed(child, OWNER, OWNER), registered(child)]),
+        ("endorsed too late", 11, child, MODEL, [registered(seen), registered(child), endorsed(child, OWNER, SECOND)]),
+        ("an observation's text, signed anew as identity", 11, twin, MODEL, [registered(seen), registered(twin)]),
+        ("good, that text was an identity's before an observation said it", None, twin, MODEL, [registered(twin), registered(seen)]),
+        ("its parent is not registered", 11, heir, MODEL, [registered(heir)]),
+        ("its parent was registered behind it", 11, heir, MODEL, [registered(heir), registered(clean)]),
+        ("its parent was revoked before", 11, heir, MODEL, [registered(clean), revoked, registered(heir)]),
+        ("its parent is revoked", 13, heir, MODEL, [*family, revoked]),
+        ("its parent's parent is revoked", 13, grandchild, MODEL, [*family, revoked]),
+        ("good, a child of it is revoked", None, clean, MODEL, [*family, revocation_entry(sign_revocation(heir.digest, "lost", NOW, [OWNER]))]),
+        ("good, a model that the rule names", None, half, MODEL, [registered(half, OWNER, SECOND)]),
+        ("a model that the rule does not name", 14, half, "00" * 32, [registered(half, OWNER, SECOND)]),
+    ]  # fmt: skip
+    keys = {"identity": [OWNER], "policy": [OWNER, SECOND]}
+    return [
+        (desc, error, sign_anchor(a, keys[a.kind]), model, entries) for desc, error, a, model, entries in rows
+    ]
 
 
 def _respelled(encoded: str) -> str:

@@ -1,0 +1,26 @@
+"""Writing an event into a log, only if the registry believes it there."""
+
+from fieldprint.anchor.policy import Policy
+from fieldprint.registry.events import EventError
+from fieldprint.registry.state import Registry
+from fieldprint.tlog.reader import LogReader
+from fieldprint.tlog.writer import LogWriter
+
+
+def append_event(log: LogWriter, policy: Policy, entry: bytes) -> int:
+    """The index of the event's entry, which is appended only if the registry that the log gives believes it.
+
+    The log's lock is held by its writer, so nothing comes in between.
+
+    Raises:
+        EventError: it is refused, with the name that the registry gives; the log is as it was.
+        LogError: the log cannot be read or written.
+    """
+    registry = Registry.replay(LogReader(log.source, [policy.log_key]).entries(), policy)
+    index = registry.position
+    if registry.apply(index, entry) is None:
+        refused = registry.refused[-1] if registry.refused else None
+        if refused is None or refused.index != index:
+            raise EventError("malformed", "it is no event")
+        raise EventError(refused.why, f"the registry refuses it ({refused.why}): {refused.what}")
+    return log.append([entry]).first_index
