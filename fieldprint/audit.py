@@ -14,8 +14,6 @@ was signed by the signers of the older anchor's kind.
 """
 
 import base64
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -32,6 +30,7 @@ from fieldprint.errors import FieldprintError, FormatError, LogError
 from fieldprint.registry import EVENT_TYPES, MAX_EVENT_SIZE, EventError, check_signers, read_fields
 from fieldprint.tlog.audit import Audited, LogAudit
 from fieldprint.tlog.storage import Source
+from fieldprint.tlog.storage.disk import replace_file
 from fieldprint.tlog.trust import Trust, verify_checkpoint
 
 KINDS = (*EVENT_TYPES, "commitment", "abort", "other")
@@ -317,21 +316,7 @@ def save_state(path: Path, state: AuditState) -> None:
     Raises:
         LogError: it cannot be written; the old one is still there.
     """
-    part = None
     try:
-        with tempfile.NamedTemporaryFile(dir=path.absolute().parent, prefix=path.name, delete=False) as file:
-            part = Path(file.name)
-            file.write(state.to_bytes())
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-        descriptor = os.open(path.absolute().parent, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        replace_file(path, state.to_bytes())
     except OSError as error:
         raise LogError(f"the state file {path} cannot be written: {error.strerror}") from error
-    finally:
-        if part is not None:
-            part.unlink(missing_ok=True)

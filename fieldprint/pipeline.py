@@ -14,11 +14,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
-from fieldprint.anchor import FieldprintRecord, Policy
+from fieldprint.anchor import AnchorArtifact, Envelope, FieldprintRecord, Policy
 from fieldprint.commit import LeafProof, Receipt
 from fieldprint.decoder import Decoder
+from fieldprint.errors import VerificationError
 from fieldprint.generate import (
     AttentionSettings,
+    Bypassed,
     Engine,
     EngineSettings,
     Event,
@@ -26,9 +28,12 @@ from fieldprint.generate import (
     GenerationRequest,
     GenerationResult,
 )
+from fieldprint.generate.gate import without_anchor
 from fieldprint.kvcache import PagePool
 from fieldprint.promote import Fieldprint, PinnedAnchor, compute_fieldprint, promote_anchor
 from fieldprint.registry import Promotion, Registry
+from fieldprint.registry.gate import AnchorGate, GatedAnchor, Unwatched, Watched
+from fieldprint.registry.orders import OrdersFile, record_orders
 from fieldprint.tlog import LogReader, LogWriter
 from fieldprint.verify import VerifiedAnchor, verify_anchor
 
@@ -56,10 +61,11 @@ class Model(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A finished request and its receipt."""
+    """A finished request and its receipt; `before` is what was generated under an anchor that had to be left."""
 
     result: GenerationResult
     receipt: Receipt
+    before: "Answer | None" = None
 
 
 def run(
@@ -76,8 +82,14 @@ def run(
     device: str = "cpu",
     on_event: Callable[[Event], None] | None = None,
     interrupt: threading.Event | None = None,
+    name: str = "engine",
+    registry: Watched | None = None,
+    orders: OrdersFile | None = None,
 ) -> list[Answer]:
     """Answers to `requests`, generated under the signed anchor, every page committed to `log`.
+
+    At every step boundary the orders and the registry are asked whether it may go on (`registry.gate.AnchorGate`). Orders of the file
+    that the log does not know are appended to it.
 
     Args:
         requests: the batch.
@@ -92,18 +104,29 @@ def run(
         device: where to generate; `model` is on the CPU, where the anchor is realized, and is copied there.
         on_event: called with each event as it happens.
         interrupt: when set, every request ends at its next token; what it has is committed.
+        name: of this engine, for orders of the scope `engine`.
+        registry: watched for revocations and overrides while generating, besides the log at the beginning.
+        orders: a file of overrides and lifts, or None.
 
     Raises:
-        VerificationError: the anchor is not what the policy asks for.
+        VerificationError: the anchor is not what the policy asks for, or an order to freeze is in force (check 15).
         LogError, CapacityError, IntegrityError: as `Engine.generate`; committed tokens stay committed.
     """
     settings = settings or EngineSettings()
     attention = attention or AttentionSettings()
     reader = LogReader(log.source, [policy.log_key])
-    verified = None
-    if signed is not None:
-        registry = Registry.replay(reader.entries(), policy)
-        verified = verify_anchor(signed, policy, now=now, registry=registry, model=model.digest)
+    if orders is not None:
+        record_orders(orders, log, policy)
+        reader.refresh()
+    known = Registry.replay(reader.entries(), policy)
+    verified, left = (None, None) if signed is None else _admitted(signed, policy, now, known, model.digest)
+    gate = gate_of(policy, verified, name=name, registry=registry or Unwatched(known), orders=orders)
+    ruling = gate.ruling()
+    if ruling is not None and ruling.action == "stop":
+        raise VerificationError(15, ruling.why, remedy="Whoever may override can lift it")
+    if ruling is not None or left is not None:
+        verified = None
+        _tell_bypassed(requests, left or (ruling.why if ruling else ""), on_event)
     pool = page_pool(model.decoder, requests, attention, settings, verified, device=device)
     pinned = None
     if verified is not None:
@@ -115,7 +138,9 @@ def run(
     engine = Engine(decoder, pool, decode=model.decode, model=model.digest, settings=settings)
     results: dict[int, GenerationResult] = {}
     # Closed before the caller can close the log, whatever happens here: the committer may still be at work.
-    with closing(engine.generate(requests, anchor=pinned, attention=attention, log=log)) as events:
+    if pinned is None and signed is not None:
+        attention = without_anchor(attention)
+    with closing(engine.generate(requests, anchor=pinned, attention=attention, log=log, gate=gate)) as events:
         for event in events:
             if interrupt is not None and interrupt.is_set():
                 engine.stop()
@@ -124,7 +149,59 @@ def run(
             if on_event is not None:
                 on_event(event)
     reader.refresh()
-    return [Answer(results[i], receipt_of(results[i], reader, signed)) for i in range(len(requests))]
+    used = None if pinned is None else signed
+    return [answer_of(results[i], reader, used) for i in range(len(requests))]
+
+
+def _admitted(
+    signed: bytes, policy: Policy, now: datetime, registry: Registry, model: str
+) -> tuple[VerifiedAnchor | None, str | None]:
+    """The verified anchor; or none, and why, where all that speaks against it is an order to bypass it."""
+    try:
+        return verify_anchor(signed, policy, now=now, registry=registry, model=model), None
+    except VerificationError as error:
+        if error.check != 15:
+            raise
+        artifact = AnchorArtifact.from_bytes(Envelope.from_bytes(signed).payload)
+        order = registry.override_on(now, anchor=artifact.digest, kind=artifact.kind)
+        if order is None or order.action != "bypass":
+            raise
+        return None, error.what
+
+
+def _tell_bypassed(
+    requests: Sequence[GenerationRequest], why: str, on_event: Callable[[Event], None] | None
+) -> None:
+    for index, request in enumerate(requests):
+        if on_event is not None:
+            on_event(Bypassed(index, len(request.prompt), why))
+
+
+def gate_of(
+    policy: Policy,
+    verified: VerifiedAnchor | None,
+    *,
+    name: str,
+    registry: Watched | None,
+    orders: OrdersFile | None,
+) -> AnchorGate:
+    """The gate of an engine that uses this anchor, or none."""
+    used = None
+    if verified is not None:
+        artifact = verified.artifact
+        used = GatedAnchor(verified.digest, artifact.kind, artifact.not_after)
+    return AnchorGate(policy, used, engine=name, registry=registry, orders=orders)
+
+
+def answer_of(result: GenerationResult, reader: LogReader, signed: bytes | None) -> Answer:
+    """The answer with its receipt; one that went on without its anchor has another of what came before."""
+    if result.before is None:
+        return Answer(result, receipt_of(result, reader, signed))
+    return Answer(
+        result,
+        receipt_of(result, reader, None),
+        Answer(result.before, receipt_of(result.before, reader, signed)),
+    )
 
 
 def anchor_tokens(model: Model, verified: VerifiedAnchor) -> list[int]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fieldprint.cli import anchor, audit, generate, keys, log, policy, proof, serve, verify, witness
+from fieldprint.cli import anchor, audit, generate, keys, log, override, policy, proof, serve, verify, witness
 from fieldprint.cli.output import printable
 from fieldprint.errors import FieldprintError
 
@@ -43,6 +43,7 @@ def options(
 app.add_typer(keys.app, name="keys")
 app.add_typer(policy.app, name="policy")
 app.add_typer(anchor.app, name="anchor")
+app.add_typer(override.app, name="override")
 app.add_typer(log.app, name="log")
 log.app.command("audit")(audit.log_audit)
 log.app.command("serve")(serve.log_serve)

@@ -14,13 +14,23 @@ import typer
 
 from fieldprint.cli.cosigning import open_cosigner, warn
 from fieldprint.cli.inputs import open_model, open_policy, open_registry, open_writer, read_input
-from fieldprint.cli.options import Json, LastSignedFile, LogKey, LogPlace, ModelFolder, PolicyFile, QuorumFile
+from fieldprint.cli.options import (
+    Json,
+    LastSignedFile,
+    LogKey,
+    LogPlace,
+    ModelFolder,
+    OrdersPlace,
+    PolicyFile,
+    QuorumFile,
+)
 from fieldprint.cli.output import print_result, printable
 from fieldprint.errors import CapacityError
 
 if TYPE_CHECKING:
     from fieldprint.cli.stream import JsonStream, TerminalStream
     from fieldprint.generate import Event
+    from fieldprint.pipeline import Answer
 
 
 def promote(
@@ -94,6 +104,10 @@ def generate(
     raw: Annotated[
         bool, typer.Option("--raw", help="Use the prompts as they are, without the chat template.")
     ] = False,
+    engine: Annotated[
+        str, typer.Option("--engine", help="This engine's name, for orders of the scope engine.")
+    ] = "engine",
+    orders: OrdersPlace = None,
     last_signed: LastSignedFile = None,
     quorum: QuorumFile = None,
     stream: Annotated[
@@ -108,6 +122,7 @@ def generate(
     """Generate under a pinned anchor; every page is committed before it is final. Ctrl-C ends and commits."""
     from fieldprint.generate import AttentionSettings, GenerationRequest, Sampler
     from fieldprint.pipeline import run
+    from fieldprint.registry.orders import OrdersFile
 
     trusted = open_policy(policy)
     signed = None if anchor_file is None else read_input(anchor_file)
@@ -152,6 +167,8 @@ def generate(
                 device=device,
                 on_event=progress,
                 interrupt=interrupt,
+                name=engine,
+                orders=None if orders is None else OrdersFile(orders, trusted),
             )
     finally:
         signal.signal(signal.SIGINT, before)
@@ -159,19 +176,18 @@ def generate(
     seconds = time.perf_counter() - started
     rows = []
     for text, answer in zip(prompt, answers, strict=True):
-        path = receipts / f"{answer.result.pages[-1].leaf_hash[:16]}.receipt.json"
-        path.write_bytes(answer.receipt.to_bytes())
-        result = answer.result
-        rows.append(
-            {
-                "prompt": text,
-                "text": result.text,
-                "tokens": len(result.tokens),
-                "reason": result.reason,
-                "receipt": str(path),
-            }
-        )
-    total = sum(len(answer.result.tokens) for answer in answers)
+        tokens = answer.result.all_tokens
+        row: dict[str, object] = {
+            "prompt": text,
+            "text": answer.result.text if answer.before is None else loaded.decode(tokens),
+            "tokens": len(tokens),
+            "reason": answer.result.reason,
+            "receipt": _written(answer, receipts),
+        }
+        if answer.before is not None:
+            row |= {"left": answer.before.result.reason, "receipt_before": _written(answer.before, receipts)}
+        rows.append(row)
+    total = sum(len(answer.result.all_tokens) for answer in answers)
     if as_json:
         report: dict[str, object] = {"event": "report"} if stream else {}
         report |= {"answers": rows, "seconds": seconds, "tokens_per_second": total / seconds}
@@ -181,12 +197,22 @@ def generate(
             typer.echo(
                 f"> {row['prompt']}\n{printable(str(row['text']))}\n  [{row['tokens']} tokens, {row['reason']}, {row['receipt']}]"
             )
+            if "left" in row:
+                typer.echo(
+                    f"  [{row['left']}: the anchor was left on the way; until then {row['receipt_before']}]"
+                )
         typer.echo(
             f"{total} tokens in {seconds:.1f} s ({total / seconds:.1f} tokens/s, prompts included)", err=True
         )
     warn(cosigner.shortfall)
     if interrupt.is_set():
         raise typer.Exit(130)
+
+
+def _written(answer: "Answer", folder: Path) -> str:
+    path = folder / f"{answer.result.pages[-1].leaf_hash[:16]}.receipt.json"
+    path.write_bytes(answer.receipt.to_bytes())
+    return str(path)
 
 
 def model(

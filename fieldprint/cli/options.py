@@ -46,3 +46,11 @@ QuorumFile = Annotated[
 WitnessTimeout = Annotated[
     float, typer.Option("--timeout", min=0.1, max=3600, help="Seconds to wait for the witnesses.")
 ]
+OrdersPlace = Annotated[
+    Path | None,
+    typer.Option(
+        "--orders",
+        envvar="FIELDPRINT_ORDERS",
+        help="File of signed overrides and lifts, looked at before every step; see `fieldprint override`.",
+    ),
+]

@@ -1,11 +1,14 @@
 """`fieldprint policy`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fieldprint.cli.inputs import write_new
+
+if TYPE_CHECKING:
+    from fieldprint.anchor.policy import SignerRule
 
 app = typer.Typer(help="Who may sign what.", no_args_is_help=True)
 
@@ -25,21 +28,47 @@ def policy_new(
     minimum: Annotated[
         int | None, typer.Option("--min-witnesses", help="Witnesses that a receipt needs; all, if not given.")
     ] = None,
+    override_signer: Annotated[
+        list[Path] | None,
+        typer.Option("--override-signer", help="Public key that may override; it must sign no anchors."),
+    ] = None,
+    status_signer: Annotated[
+        list[Path] | None, typer.Option("--status-signer", help="Public key that may sign status roots.")
+    ] = None,
 ) -> None:
     """Write a policy: these keys sign anchors of every kind, untrusted taint is refused, anchors live a year."""
     from fieldprint.anchor import KINDS, KindRule, Policy, load_public_key
+    from fieldprint.anchor.policy import StatusRule
     from fieldprint.note import COSIGNATURES, VerifierKey
 
+    others = [*(override_signer or []), *(status_signer or [])]
     names = {path.stem: load_public_key(path).public_bytes_raw() for path in signer}
-    if len(names) != len(signer):
-        raise ValueError("two --signer files have the same name, and a policy names keys by it; rename one")
+    known_keys = names | {path.stem: load_public_key(path).public_bytes_raw() for path in others}
+    if len(names) != len(signer) or len(known_keys) != len(signer) + len({path.stem for path in others}):
+        raise ValueError("two key files have the same name, and a policy names keys by it; rename one")
     rule = KindRule(tuple(names), threshold, 512, 366, ("untrusted",))
     verifier = VerifierKey(origin, load_public_key(log_pub).public_bytes_raw())
     known = tuple(witness or ())
     witnesses = {VerifierKey.parse(text, COSIGNATURES).name for text in known}
     needed = len(witnesses) if minimum is None else minimum
     rules = dict.fromkeys(KINDS, rule)
-    policy = Policy(names, rules, tuple(names), threshold, str(verifier), known, needed)
+    policy = Policy(
+        known_keys,
+        rules,
+        tuple(names),
+        threshold,
+        str(verifier),
+        known,
+        needed,
+        override=_role(override_signer),
+        status=None if not status_signer else StatusRule(tuple(p.stem for p in status_signer)),
+    )
     Policy.from_bytes(policy.to_bytes())  # refuses what nobody could read
     write_new(out, policy.to_bytes())
     typer.echo(f"wrote {out}")
+
+
+def _role(paths: list[Path] | None) -> "SignerRule | None":
+    from fieldprint.anchor.policy import SignerRule
+
+    return SignerRule(tuple(path.stem for path in paths)) if paths else None

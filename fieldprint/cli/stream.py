@@ -3,6 +3,7 @@
     {"event": "provisional", "request": 0, "position": 31, "token_id": 288, "text": " Os"}
     {"event": "committed", "request": 0, "upto": 32, "text": "I live in Os"}
     {"event": "rolled_back", "request": 0, "to": 32, "reason": "a context page was damaged"}
+    {"event": "bypassed", "request": 0, "position": 34, "reason": "the anchor was revoked at ..."}
     {"event": "finished", "request": 0, "text": "I live in Oslo.", "tokens": 7, "reason": "stop"}
 
 `text` is what the token adds, or what became final; a character of several tokens comes with the last of them.
@@ -65,7 +66,7 @@ class JsonStream:
         self._answers: dict[int, Answer] = {}
 
     def __call__(self, event: "Event") -> None:
-        from fieldprint.generate import Committed, Provisional, RolledBack
+        from fieldprint.generate import Bypassed, Committed, Provisional, RolledBack
 
         answer = self._answers.setdefault(event.request, Answer(self._decode))
         fields: dict[str, Any]
@@ -78,9 +79,11 @@ class JsonStream:
         elif isinstance(event, RolledBack):
             answer.back(event.to)
             kind, fields = "rolled_back", {"to": event.to, "reason": event.reason}
+        elif isinstance(event, Bypassed):
+            kind, fields = "bypassed", {"position": event.position, "reason": event.reason}
         else:
-            result = event.result
-            fields = {"text": result.text, "tokens": len(result.tokens), "reason": result.reason}
+            result, tokens = event.result, event.result.all_tokens
+            fields = {"text": self._decode(tokens), "tokens": len(tokens), "reason": result.reason}
             kind = "finished"
         typer.echo(json.dumps({"event": kind, "request": event.request} | fields, ensure_ascii=False))
 
@@ -97,13 +100,14 @@ class TerminalStream:
         self._prompts = prompts
         self._answers = [Answer(decode) for _ in prompts]
         self._backs = 0
+        self._notes: list[str] = []
         self._shown = 0.0
         self._console = console or Console(highlight=False)
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
         self._live.start()
 
     def __call__(self, event: "Event") -> None:
-        from fieldprint.generate import Committed, Provisional, RolledBack
+        from fieldprint.generate import Bypassed, Committed, Provisional, RolledBack
 
         answer = self._answers[event.request]
         if isinstance(event, Provisional):
@@ -113,6 +117,8 @@ class TerminalStream:
         elif isinstance(event, RolledBack):
             answer.back(event.to)
             self._backs += 1
+        elif isinstance(event, Bypassed):
+            self._notes.append(f"without the anchor from here on: {printable(event.reason)}")
         if time.monotonic() >= self._shown + REFRESH or not isinstance(event, Provisional):
             self._shown = time.monotonic()
             self._live.update(self.view(), refresh=True)
@@ -127,8 +133,9 @@ class TerminalStream:
             rest = printable("".join(answer.pieces[answer.final :]))
             both = Text(final).append(rest, style="dim")
             view.append(f"> {printable(prompt)}\n", style="bold").append(both[-room:]).append("\n")
-        if self._backs:
-            view.append(f"{self._backs} rolled back", style="dim")
+        notes = [f"{self._backs} rolled back"] if self._backs else []
+        if notes or self._notes:
+            view.append("; ".join([*notes, *dict.fromkeys(self._notes)]), style="dim")
         return view
 
     def close(self) -> None:

@@ -2,8 +2,10 @@
 
 from fieldprint.generate.effects import Dropped, EffectsGate, Released
 from fieldprint.generate.engine import Engine
+from fieldprint.generate.gate import Gate
 from fieldprint.generate.request import (
     AttentionSettings,
+    Bypassed,
     Committed,
     EngineSettings,
     Event,
@@ -17,6 +19,7 @@ from fieldprint.generate.sampling import Sampler
 
 __all__ = [
     "AttentionSettings",
+    "Bypassed",
     "Committed",
     "Dropped",
     "EffectsGate",
@@ -24,6 +27,7 @@ __all__ = [
     "EngineSettings",
     "Event",
     "Finished",
+    "Gate",
     "GenerationRequest",
     "GenerationResult",
     "Provisional",

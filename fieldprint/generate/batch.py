@@ -15,6 +15,7 @@ from fieldprint.commit.committer import CommitJob, CommitResult, Committer, Requ
 from fieldprint.commit.leaf import request_digest
 from fieldprint.decoder import Injection
 from fieldprint.errors import CapacityError, IntegrityError
+from fieldprint.generate.gate import Gate
 from fieldprint.generate.passes import Flight, HostSteps, Passes, Steps
 from fieldprint.generate.rebuild import rebuild_pages
 from fieldprint.generate.request import (
@@ -31,6 +32,7 @@ from fieldprint.generate.request import (
 from fieldprint.generate.row import Row
 from fieldprint.generate.watch import Watch
 from fieldprint.promote import PinnedAnchor
+from fieldprint.registry.gate import Ruling
 from fieldprint.tlog import LogWriter
 
 if TYPE_CHECKING:
@@ -49,7 +51,10 @@ class Batch:
         attention: AttentionSettings,
         log: LogWriter | None,
         observe_mass: MassObserver | None,
+        gate: Gate | None = None,
     ) -> None:
+        self.gate = gate
+        self.ruling: Ruling | None = None  # the gate's last word
         self.engine, self.anchor, self.attention = engine, anchor, attention
         self.settings = engine.settings
         self.pool = engine.pool
@@ -146,6 +151,7 @@ class Batch:
     def run(self) -> Iterator[Event]:
         """Prefill or decode, look at results, submit jobs, until every row is finished."""
         while not all(row.finished for row in self.rows):
+            yield from self._ask_gate()
             prefilling = next((row for row in self.rows if self._needs_prefill(row)), None)
             decoding = [row for row in self.rows if row.decoding and self._may_go_on(row)]
             if self.watch.alarm:  # nothing is computed on until a pass over everything has found out
@@ -169,6 +175,16 @@ class Batch:
                     yield from self._receive(result)
                 if not self.committer.busy and self._commit_due():
                     self._submit()
+
+    def _ask_gate(self) -> Iterator[Event]:
+        """Where the gate rules, no further step is started: every request ends with the step that was in flight."""
+        ruling = None if self.gate is None or self.ruling is not None else self.gate.ruling()
+        if ruling is not None and (ruling.action == "stop" or self.anchor is not None):
+            yield from self._land_all()
+            self.ruling = ruling
+            for row in self.rows:
+                if row.reason is None and not row.finished:
+                    row.reason = ruling.reason
 
     def _needs_prefill(self, row: Row) -> bool:
         return row.reason is None and not row.finished and row.chunk_to_do() is not None
@@ -363,6 +379,12 @@ class Batch:
                 continue
             row.roll_back()
             yield RolledBack(key, max(row.committed, row.prompt_len), reason)
+            if self.ruling is not None:
+                row.reason = self.ruling.reason
+                if row.complete_pages() == len(
+                    row.pages
+                ):  # nothing is left that a last leaf could be made of
+                    yield self._finished(row)
 
     def _replace_lost(self) -> None:
         """Fresh pages in the place of those that somebody else has released too early."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from fieldprint.errors import IntegrityError
-from fieldprint.generate.request import Committed, Event, Provisional, RolledBack
+from fieldprint.generate.request import Bypassed, Committed, Event, Provisional, RolledBack
 
 T = TypeVar("T")
 
@@ -158,6 +158,8 @@ class EffectsGate(Generic[T]):
             return []
         if isinstance(event, Committed):
             upto = event.upto
+        elif isinstance(event, Bypassed):
+            upto = event.position
         else:
             upto = len(event.result.prompt) + len(event.result.tokens)
         if stream.start is not None and upto > stream.start + len(stream.tokens):

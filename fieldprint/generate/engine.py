@@ -10,11 +10,16 @@ from fieldprint.commit.follower import LogFollower
 from fieldprint.decoder import Decoder, Injection
 from fieldprint.errors import IntegrityError
 from fieldprint.generate.batch import Batch, MassObserver
+from fieldprint.generate.gate import Gate, continuation, renumbered, without_anchor
 from fieldprint.generate.request import (
     AttentionSettings,
+    Bypassed,
+    Committed,
     EngineSettings,
     Event,
+    Finished,
     GenerationRequest,
+    GenerationResult,
     Prefix,
 )
 from fieldprint.kvcache import PagedSequence, PagePool, SlotHasher
@@ -120,8 +125,12 @@ class Engine:
         attention: AttentionSettings | None = None,
         log: LogWriter | None = None,
         observe_mass: MassObserver | None = None,
+        gate: Gate | None = None,
     ) -> Generator[Event]:
         """The events of all requests until each one is finished.
+
+        Where the gate rules that the anchor must be left, what was generated under it is committed and ends there; then the
+        requests go on without it, computed anew from their tokens (`Bypassed`).
 
         Args:
             requests: the batch; prompts of any lengths.
@@ -129,6 +138,7 @@ class Engine:
             attention: operator, floor, window and sinks.
             log: where leaves go; None switches verification off, and every token is final at once.
             observe_mass: called each decode step with the anchor mass of each layer, [rows, num_q_heads].
+            gate: asked before each step whether generation may go on; None: it may.
 
         Raises:
             CapacityError: the pool cannot hold the batch.
@@ -138,7 +148,28 @@ class Engine:
         self._stopping = False
         if not requests:
             raise ValueError("requests must hold at least one request")
-        batch = Batch(self, anchor, attention or AttentionSettings(), log, observe_mass)
+        attention = attention or AttentionSettings()
+        batch = Batch(self, anchor, attention, log, observe_mass, gate)
+        before: dict[int, GenerationResult] = {}
+        for event in self._play(batch, requests):
+            if batch.ruling is not None and batch.ruling.action == "bypass" and isinstance(event, Finished):
+                result = event.result
+                if result.reason == batch.ruling.reason:
+                    before[event.request] = result
+                    length = len(result.prompt) + len(result.tokens)
+                    yield Bypassed(event.request, length, batch.ruling.why)
+                    continue
+            yield event
+        if before:
+            indices = sorted(before)
+            rest = [continuation(requests[index], before[index]) for index in indices]
+            for event in self._play(Batch(self, None, without_anchor(attention), log, None, gate), rest):
+                # What was final already is committed again, as the prompt of another chain.
+                if not isinstance(event, Committed) or event.upto > len(rest[event.request].prompt):
+                    yield renumbered(event, indices, before)
+
+    def _play(self, batch: Batch, requests: Sequence[GenerationRequest]) -> Generator[Event]:
+        """The events of one batch, which is closed behind them."""
         self._batch = batch
         try:
             batch.add(requests)

@@ -154,7 +154,12 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True)
 class GenerationResult:
-    """A finished request; `pages` are its leaves, empty without a log."""
+    """A finished request; `pages` are its leaves, empty without a log.
+
+    reason: "stop", "length", "interrupted", or why a gate ended it: "frozen", "bypassed", "revoked", "expired",
+    "registry-lost"; where damage was found at such an end, what is final may lack its last leaf, and a receipt of it then does
+    not verify. before: what was generated under an anchor that had to be left; its tokens are the end of `prompt`.
+    """
 
     prompt: tuple[int, ...]
     tokens: tuple[int, ...]
@@ -162,6 +167,12 @@ class GenerationResult:
     reason: str
     salt: bytes = field(repr=False)
     pages: tuple[CommittedPage, ...] = ()
+    before: "GenerationResult | None" = None
+
+    @property
+    def all_tokens(self) -> tuple[int, ...]:
+        """The tokens of the whole answer."""
+        return self.tokens if self.before is None else self.before.all_tokens + self.tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +202,15 @@ class RolledBack:
 
 
 @dataclass(frozen=True, slots=True)
+class Bypassed:
+    """The request goes on from `position` without its anchor; what came before is final, and a result of its own."""
+
+    request: int
+    position: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The request is complete and, with a log, committed to its last token."""
 
@@ -198,4 +218,4 @@ class Finished:
     result: GenerationResult
 
 
-Event = Provisional | Committed | RolledBack | Finished
+Event = Provisional | Committed | RolledBack | Bypassed | Finished

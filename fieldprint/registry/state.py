@@ -104,6 +104,12 @@ class Registry:
         """The registered anchors with a revoked ancestor, in the order of registration."""
         return [digest for digest, record in self.anchors.items() if record.revoked_ancestor is not None]
 
+    def revocation_of(self, anchor: str) -> Revocation | None:
+        """The revocation of the anchor, or of one that it comes from."""
+        record = self.anchors.get(anchor)
+        above = None if record is None else record.revoked_ancestor
+        return self.revoked.get(anchor) or (None if above is None else self.revoked[above])
+
     def override_on(
         self, now: datetime, *, anchor: str | None = None, kind: str | None = None, engine: str | None = None
     ) -> Override | None:

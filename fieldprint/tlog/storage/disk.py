@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -86,3 +87,23 @@ class Disk:
             return
         with ThreadPoolExecutor(_THREADS) as pool:
             list(pool.map(call, waiting))
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Give the file this content by one rename, durable before it gets its name.
+
+    Raises:
+        OSError: it cannot be written; the old one is still there.
+    """
+    part = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.absolute().parent, prefix=path.name, delete=False) as file:
+            part = Path(file.name)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+        Disk().sync_folder(path.absolute().parent)
+    finally:
+        if part is not None:
+            part.unlink(missing_ok=True)

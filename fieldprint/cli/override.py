@@ -1,0 +1,318 @@
+"""`fieldprint override`: the door that always opens."""
+
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fieldprint.cli.cosigning import open_cosigner, warn
+from fieldprint.cli.inputs import open_policy, open_signers, open_writer
+from fieldprint.cli.options import (
+    Json,
+    LastSignedFile,
+    PassphraseFile,
+    PolicyFile,
+    QuorumFile,
+    SigningKeys,
+)
+from fieldprint.cli.output import print_result
+from fieldprint.errors import FieldprintError
+
+if TYPE_CHECKING:
+    from fieldprint.anchor import Policy
+    from fieldprint.registry.orders import OrdersFile
+
+app = typer.Typer(
+    help="Order engines to leave an anchor (bypass) or to stop (freeze), and take it back (restore).\n\n"
+    "An order goes into a file that engines look at before every step (`generate --orders`), which works while the log "
+    "and the database are out of reach; and into the log, now with --log, or later with `override record`.",
+    no_args_is_help=True,
+)
+
+Orders = Annotated[
+    Path,
+    typer.Option("--orders", envvar="FIELDPRINT_ORDERS", help="The file of orders; made if it is not there."),
+]
+Reason = Annotated[str, typer.Option("--reason", help="Why; it is public.")]
+Anchor = Annotated[str | None, typer.Option("--anchor", help="Digest of the anchor that it is about.")]
+Kind = Annotated[str | None, typer.Option("--kind", help="Kind of the anchors that it is about.")]
+EngineName = Annotated[str | None, typer.Option("--engine", help="Name of the engine that it is about.")]
+Everything = Annotated[bool, typer.Option("--all", help="It is about everything.")]
+Hours = Annotated[
+    float | None, typer.Option("--hours", min=0.01, help="How long it holds; else until restored.")
+]
+LogPlaceOrNone = Annotated[str | None, typer.Option("--log", help="Append the order to this log too.")]
+LogKeyOrNone = Annotated[Path | None, typer.Option("--log-key", help="Private key of that log.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be ordered, and order nothing.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask before everything is stopped.")]
+
+
+@app.command("bypass")
+def override_bypass(
+    key: SigningKeys,
+    policy: PolicyFile,
+    orders: Orders,
+    reason: Reason,
+    anchor: Anchor = None,
+    kind: Kind = None,
+    engine: EngineName = None,
+    everything: Everything = False,
+    hours: Hours = None,
+    log: LogPlaceOrNone = None,
+    log_key: LogKeyOrNone = None,
+    last_signed: LastSignedFile = None,
+    quorum: QuorumFile = None,
+    passphrase_file: PassphraseFile = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Generate without the anchor from the next step on."""
+    scope, target = _scope(anchor, kind, engine, everything)
+    place = _Log(log, log_key, last_signed, quorum)
+    what = _What("bypass", scope, target, reason, hours)
+    _order(what, _Signing(key, passphrase_file, policy), orders, place, _How(dry_run, yes, as_json))
+
+
+@app.command("freeze")
+def override_freeze(
+    key: SigningKeys,
+    policy: PolicyFile,
+    orders: Orders,
+    reason: Reason,
+    anchor: Anchor = None,
+    kind: Kind = None,
+    engine: EngineName = None,
+    everything: Everything = False,
+    hours: Hours = None,
+    log: LogPlaceOrNone = None,
+    log_key: LogKeyOrNone = None,
+    last_signed: LastSignedFile = None,
+    quorum: QuorumFile = None,
+    passphrase_file: PassphraseFile = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Stop: what was generated is committed, and nothing is generated until it is restored."""
+    scope, target = _scope(anchor, kind, engine, everything)
+    place = _Log(log, log_key, last_signed, quorum)
+    what = _What("freeze", scope, target, reason, hours)
+    _order(what, _Signing(key, passphrase_file, policy), orders, place, _How(dry_run, yes, as_json))
+
+
+@app.command("restore")
+def override_restore(
+    number: Annotated[int, typer.Argument(help="Number of the order that ends; see `override list`.")],
+    key: SigningKeys,
+    policy: PolicyFile,
+    orders: Orders,
+    reason: Reason,
+    log: LogPlaceOrNone = None,
+    log_key: LogKeyOrNone = None,
+    last_signed: LastSignedFile = None,
+    quorum: QuorumFile = None,
+    passphrase_file: PassphraseFile = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """End an order: engines may generate under the anchor again."""
+    from fieldprint.anchor.sign import sign_statement
+    from fieldprint.anchor.statements import Lift
+    from fieldprint.registry import event_entry
+
+    trusted = open_policy(policy)
+    lift = Lift(number, reason, datetime.now(UTC).replace(microsecond=0))
+    file = _orders_of(orders, trusted)
+    entry = event_entry("lift", sign_statement(lift, open_signers(key, passphrase_file)))
+    fields: dict[str, object] = {"number": number, "reason": reason, "dry_run": dry_run}
+    if dry_run:
+        file.check(entry)
+        print_result(fields, as_json, f"would restore {number}")
+        return
+    file.append(entry)
+    shown, warning = _recorded(file, trusted, _Log(log, log_key, last_signed, quorum))
+    print_result(fields | shown, as_json, f"restored {number}{_where(shown)}")
+    warn(warning)
+
+
+@app.command("list")
+def override_list(policy: PolicyFile, orders: Orders, as_json: Json = False) -> None:
+    """Show the orders in the file that were not lifted."""
+    file = _orders_of(orders, open_policy(policy))
+    now = datetime.now(UTC)
+    rows = [
+        {
+            "number": order.number,
+            "action": order.action,
+            "scope": order.scope,
+            "target": order.target,
+            "reason": order.reason,
+            "time": order.time.isoformat(),
+            "expires": None if order.expires is None else order.expires.isoformat(),
+            "holds": order.holds(now),
+        }
+        for order in file.in_force
+    ]
+    if as_json:
+        print_result({"orders": rows}, True, "")
+        return
+    table = Table("number", "order", "on", "since", "until", "reason", box=None)
+    for row in rows:
+        until = row["expires"] or "restored"
+        table.add_row(
+            str(row["number"]),
+            str(row["action"]) if row["holds"] else f"{row['action']} (expired)",
+            f"{row['scope']} {row['target']}",
+            str(row["time"]),
+            str(until),
+            str(row["reason"]),
+        )
+    if rows:
+        Console().print(table)
+    else:
+        typer.echo("no order is in force")
+
+
+@app.command("record")
+def override_record(
+    policy: PolicyFile,
+    orders: Orders,
+    log: Annotated[str, typer.Option("--log", help="The log.")],
+    log_key: Annotated[Path, typer.Option("--log-key", help="Private key of that log.")],
+    last_signed: LastSignedFile = None,
+    quorum: QuorumFile = None,
+    as_json: Json = False,
+) -> None:
+    """Append the file's orders to the log that it does not know yet."""
+    trusted = open_policy(policy)
+    shown, warning = _recorded(_orders_of(orders, trusted), trusted, _Log(log, log_key, last_signed, quorum))
+    print_result(shown, as_json, f"recorded{_where(shown)}")
+    warn(warning)
+
+
+@dataclass(frozen=True, slots=True)
+class _What:
+    """What is ordered."""
+
+    action: str
+    scope: str
+    target: str
+    reason: str
+    hours: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Signing:
+    """Who signs, under which policy."""
+
+    key: list[str]
+    passphrase_file: Path | None
+    policy: Path
+
+
+@dataclass(frozen=True, slots=True)
+class _Log:
+    """The log that is to know of an order, if there is one."""
+
+    place: str | None
+    key: Path | None
+    last_signed: Path | None
+    quorum: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class _How:
+    dry_run: bool
+    yes: bool
+    as_json: bool
+
+
+def _scope(anchor: str | None, kind: str | None, engine: str | None, everything: bool) -> tuple[str, str]:
+    """The scope and the target, of the one option that was given."""
+    given = [
+        (scope, target)
+        for scope, target in (("anchor", anchor), ("kind", kind), ("engine", engine))
+        if target
+    ] + ([("all", "*")] if everything else [])
+    if len(given) != 1:
+        raise typer.BadParameter("give one of --anchor, --kind, --engine and --all")
+    return given[0]
+
+
+def _orders_of(path: Path, policy: "Policy") -> "OrdersFile":
+    from fieldprint.registry.orders import OrdersFile
+
+    file = OrdersFile(path, policy)
+    if file.broken is not None:
+        raise FieldprintError(
+            file.broken, remedy="Engines that look at it are stopped; restore the file from a copy"
+        )
+    return file
+
+
+def _order(what: _What, signing: _Signing, path: Path, log: _Log, how: _How) -> None:
+    from fieldprint.anchor.sign import sign_statement
+    from fieldprint.anchor.statements import Override
+    from fieldprint.registry import event_entry
+
+    trusted = open_policy(signing.policy)
+    file = _orders_of(path, trusted)
+    now = datetime.now(UTC).replace(microsecond=0)
+    expires = None if what.hours is None else now + timedelta(seconds=int(3600 * what.hours))
+    # Milliseconds grow by themselves, also while nobody can ask the log for the last number.
+    number = time.time_ns() // 1_000_000
+    order = Override(what.action, what.scope, what.target, number, what.reason, now, expires)  # type: ignore[arg-type]
+    entry = event_entry("override", sign_statement(order, open_signers(signing.key, signing.passphrase_file)))
+    fields: dict[str, object] = {
+        "number": number,
+        "action": what.action,
+        "scope": what.scope,
+        "target": what.target,
+        "expires": None if expires is None else expires.isoformat(),
+        "orders": str(path),
+        "dry_run": how.dry_run,
+    }
+    on = f"{what.scope} {what.target}"
+    if how.dry_run:
+        file.check(entry)
+        print_result(fields, how.as_json, f"would {what.action} {on}")
+        return
+    if what.scope == "all" and not how.yes:
+        typer.confirm(
+            f"This will {what.action} every engine that looks at {path}. Go on?", abort=True, err=True
+        )
+    file.append(entry)
+    shown, warning = _recorded(file, trusted, log)
+    print_result(fields | shown, how.as_json, f"order {number}: {what.action} {on}{_where(shown)}")
+    warn(warning)
+
+
+def _recorded(file: "OrdersFile", policy: "Policy", log: _Log) -> tuple[dict[str, object], str]:
+    """What the log said of the file's orders, and a warning; an order stands whether or not the log can be reached."""
+    from fieldprint.registry.orders import record_orders
+
+    if log.place is None or log.key is None:
+        return {"indices": [], "recorded": False}, ""
+    try:
+        with (
+            open_cosigner(log.quorum, policy) as cosigner,
+            open_writer(log.place, log.key, policy, log.last_signed, cosign=cosigner) as writer,
+        ):
+            indices = record_orders(file, writer, policy)
+        return {"indices": indices, "recorded": True}, cosigner.shortfall
+    except (FieldprintError, OSError) as error:
+        return {"indices": [], "recorded": False}, f"the order stands, but the log does not know it: {error}"
+
+
+def _where(shown: dict[str, object]) -> str:
+    return (
+        f", in the log: {shown['indices']}"
+        if shown["recorded"]
+        else "; append it to the log with `override record`"
+    )

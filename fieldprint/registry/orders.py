@@ -1,0 +1,153 @@
+"""Orders in a file: overrides and lifts that hold although no log and no database can be reached.
+
+    {"envelope":"<base64 of the signed override>","type":"override","v":1}
+    {"envelope":"<base64 of the signed lift>","type":"lift","v":1}
+
+One log entry a line, in the order in which they were given, replayed like a log's. An engine looks at the file at every step
+boundary. A file that cannot be believed whole is an order to stop: who may write it could stop the engine anyway, and an order
+that was damaged must not be passed over.
+"""
+
+import os
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from fieldprint.anchor.policy import Policy
+from fieldprint.anchor.statements import Override
+from fieldprint.errors import FieldprintError
+from fieldprint.registry.events import EventError, event_type
+from fieldprint.registry.state import Registry
+from fieldprint.tlog.reader import LogReader
+from fieldprint.tlog.storage.disk import replace_file
+from fieldprint.tlog.writer import LogWriter
+
+MAX_FILE_SIZE = 1 << 20
+ORDERS = ("override", "lift")
+
+
+@dataclass(slots=True)
+class OrdersFile:
+    """The orders in a file, read again whenever it has changed.
+
+    Args:
+        path: of the file; one that is not there holds no orders.
+        policy: whose [override] signers are believed.
+    """
+
+    path: Path
+    policy: Policy
+    _seen: tuple[int, int, int] | None = None
+    _registry: Registry = field(init=False)
+    _broken: str | None = None
+
+    def __post_init__(self) -> None:
+        self._registry = Registry(self.policy)
+        self.changed()
+
+    def changed(self) -> bool:
+        """Whether the file is another than when this was last asked; then its orders were read again."""
+        seen = self._stamp()
+        if seen == self._seen:
+            return False
+        self._seen = seen
+        try:
+            self._registry, self._broken = replayed(self._read(), self.policy), None
+        except (FieldprintError, OSError) as error:
+            self._broken = f"{self.path}: {error}"
+        return True
+
+    @property
+    def broken(self) -> str | None:
+        """Why the file cannot be believed, or None."""
+        return self._broken
+
+    def order_on(
+        self, now: datetime, *, anchor: str | None = None, kind: str | None = None, engine: str | None = None
+    ) -> Override | None:
+        """As `Registry.override_on`, of the orders in the file."""
+        return self._registry.override_on(now, anchor=anchor, kind=kind, engine=engine)
+
+    @property
+    def in_force(self) -> list[Override]:
+        """The overrides that were not lifted, expired ones among them."""
+        return list(self._registry.overrides.values())
+
+    def entries(self) -> list[bytes]:
+        """The file's log entries, in order.
+
+        Raises:
+            FieldprintError: the file cannot be believed. OSError: it cannot be read.
+        """
+        lines = self._read().splitlines()
+        replayed(b"\n".join(lines), self.policy)
+        return lines
+
+    def check(self, entry: bytes) -> bytes:
+        """The file's content with an order behind the others, which is believed there.
+
+        Raises:
+            EventError: it is not. FieldprintError: the file holds what cannot be believed. OSError: it cannot be read.
+        """
+        data = b"\n".join([*self.entries(), entry]) + b"\n"
+        replayed(data, self.policy)
+        return data
+
+    def append(self, entry: bytes) -> None:
+        """Add an order behind the others, by one rename.
+
+        Raises:
+            EventError, FieldprintError: as `check`; the file is as it was. OSError: it cannot be written.
+        """
+        replace_file(self.path, self.check(entry))
+        self.changed()
+
+    def _stamp(self) -> tuple[int, int, int]:
+        try:
+            found = os.stat(self.path)
+        except FileNotFoundError:
+            return (0, 0, 0)
+        except OSError:
+            return (-1, -1, -1)
+        return (found.st_ino, found.st_size, found.st_mtime_ns)
+
+    def _read(self) -> bytes:
+        try:
+            with self.path.open("rb") as file:
+                data = file.read(MAX_FILE_SIZE + 1)
+        except FileNotFoundError:
+            return b""
+        if len(data) > MAX_FILE_SIZE:
+            raise EventError("malformed", f"it has more than {MAX_FILE_SIZE} bytes")
+        return data
+
+
+def replayed(data: bytes, policy: Policy) -> Registry:
+    """The registry after the orders in `data`, one a line.
+
+    Raises:
+        EventError: a line is no order, or is not believed.
+    """
+    registry = Registry(policy)
+    for index, line in enumerate(data.splitlines()):
+        kind = event_type(line)
+        if kind not in ORDERS:
+            raise EventError("malformed", f"line {index + 1} is no override and no lift")
+        if registry.apply(index, line) is None:
+            refused = registry.refused[-1]
+            raise EventError(refused.why, f"line {index + 1} is refused ({refused.why}): {refused.what}")
+    return registry
+
+
+def record_orders(orders: OrdersFile, log: LogWriter, policy: Policy) -> list[int]:
+    """Append the file's orders that the log does not know; gives the indices of their entries.
+
+    Raises:
+        FieldprintError: the file cannot be believed. LogError: the log cannot be read or written.
+    """
+    registry = Registry.replay(LogReader(log.source, [policy.log_key]).entries(), policy)
+    new = [entry for entry in orders.entries() if registry.apply(registry.position, entry) is not None]
+    if not new:
+        return []
+    first = log.append(new).first_index
+    return list(range(first, first + len(new)))

@@ -1,0 +1,127 @@
+"""`fieldprint override` as an operator uses it, and what an engine that looks at the file does."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.commands import run_here
+
+POLICY = ("--policy", "policy.toml")
+FILE = ("--orders", "orders")
+WARDEN = ("--key", "keys/warden.key", *POLICY, *FILE)
+LOG = ("--log", "log", "--log-key", "keys/log.key")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("owner", "warden", "log"):
+        assert run_here(tmp_path, "keys", "new", name).returncode == 0
+    ended = run_here(
+        tmp_path, "policy", "new", "policy.toml", "--signer", "keys/owner.pub", "--log-pub", "keys/log.pub",
+        "--override-signer", "keys/warden.pub",
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert run_here(tmp_path, "log", "new", "log", "--log-key", "keys/log.key").returncode == 0
+    return tmp_path
+
+
+def ordered(folder: Path, *arguments: str) -> dict[str, Any]:
+    ended = run_here(folder, "override", *arguments, "--json")
+    assert ended.returncode == 0, ended.stderr
+    found: dict[str, Any] = json.loads(ended.stdout)
+    return found
+
+
+def test_an_order_is_given_listed_lifted_and_recorded(folder: Path) -> None:
+    made = ordered(folder, "bypass", *WARDEN, "--kind", "identity", "--reason", "it leaks")
+    assert made["recorded"] is False
+    (listed,) = ordered(folder, "list", *POLICY, *FILE)["orders"]
+    assert (listed["number"], listed["action"], listed["scope"]) == (made["number"], "bypass", "kind")
+    assert "it leaks" in run_here(folder, "override", "list", *POLICY, *FILE).stdout
+    assert ordered(folder, "record", *POLICY, *FILE, *LOG)["indices"] == [0]
+    lifted = ordered(folder, "restore", str(made["number"]), *WARDEN, "--reason", "mended", *LOG)
+    assert lifted["indices"] == [1]
+    assert ordered(folder, "list", *POLICY, *FILE)["orders"] == []
+    assert "no order" in run_here(folder, "override", "list", *POLICY, *FILE).stdout
+
+
+def test_an_order_stands_when_the_log_cannot_be_written(folder: Path) -> None:
+    made = ordered(
+        folder, "freeze", *WARDEN, "--all", "--yes", "--reason", "an alarm", "--log", "elsewhere",
+        "--log-key", "keys/log.key",
+    )  # fmt: skip
+    assert made["recorded"] is False
+    assert len(ordered(folder, "list", *POLICY, *FILE)["orders"]) == 1
+
+
+def test_a_dry_run_and_a_question_that_is_not_answered_order_nothing(folder: Path) -> None:
+    assert ordered(folder, "freeze", *WARDEN, "--all", "--reason", "x", "--dry-run")["dry_run"] is True
+    ended = run_here(folder, "override", "freeze", *WARDEN, "--all", "--reason", "x")
+    assert ended.returncode == 1
+    assert not (folder / "orders").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (("--reason", "x"), "give one of"),
+        (("--all", "--kind", "identity", "--reason", "x"), "give one of"),
+        (("--anchor", "abc", "--reason", "x"), "digest"),
+        (("--kind", "king", "--reason", "x"), "must be one of"),
+    ],
+)
+def test_a_scope_that_is_none_is_refused(folder: Path, arguments: tuple[str, ...], what: str) -> None:
+    ended = run_here(folder, "override", "bypass", *WARDEN, *arguments)
+    assert ended.returncode != 0
+    assert what in ended.stderr
+    assert not (folder / "orders").exists()
+
+
+def test_a_key_that_signs_anchors_cannot_override(folder: Path) -> None:
+    ended = run_here(
+        folder, "override", "bypass", "--key", "keys/owner.key", *POLICY, *FILE, "--kind", "identity", "--reason", "x"
+    )  # fmt: skip
+    assert ended.returncode == 1
+    assert "signatures" in ended.stderr
+    (folder / "keys" / "other.pub").write_bytes((folder / "keys" / "owner.pub").read_bytes())
+    ended = run_here(
+        folder, "policy", "new", "p2.toml", "--signer", "keys/owner.pub", "--log-pub", "keys/log.pub",
+        "--override-signer", "keys/other.pub",
+    )  # fmt: skip
+    assert ended.returncode == 1
+    assert not (folder / "p2.toml").exists()
+
+
+def test_lifting_what_is_not_in_force_is_refused(folder: Path) -> None:
+    ended = run_here(folder, "override", "restore", "5", *WARDEN, "--reason", "x")
+    assert ended.returncode == 1
+    assert "no override 5 is in force" in ended.stderr
+
+
+@pytest.mark.slow
+def test_an_engine_that_looks_at_the_file_is_frozen_bypassed_and_restored(
+    folder: Path, model_folder: Path
+) -> None:
+    (folder / "text.txt").write_text("You are Falcon. You live in Oslo.")
+    model = ("--model", str(model_folder))
+    ended = run_here(
+        folder, "anchor", "sign", "text.txt", "--key", "keys/owner.key", "--out", "anchor.json", *model, *POLICY, *LOG
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    generate = ("generate", "Where do you live?", "--anchor", "anchor.json", "--max-new-tokens", "6", *POLICY, *LOG, *FILE, *model)  # fmt: skip
+    frozen = ordered(folder, "freeze", *WARDEN, "--engine", "engine", "--reason", "an alarm")
+    ended = run_here(folder, *generate, "--json")
+    assert ended.returncode == 1
+    assert "check 15 failed" in ended.stderr
+    assert "an alarm" in ended.stderr
+    ordered(folder, "restore", str(frozen["number"]), *WARDEN, "--reason", "over")
+    ordered(folder, "bypass", *WARDEN, "--kind", "identity", "--reason", "it leaks")
+    ended = run_here(folder, *generate, "--stream", "--json")
+    assert ended.returncode == 0, ended.stderr
+    events = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert events[0]["event"] == "bypassed"
+    assert "it leaks" in events[0]["reason"]
+    receipt = json.loads((folder / events[-1]["answers"][0]["receipt"]).read_bytes())
+    assert receipt["anchor"] is None

@@ -1,0 +1,137 @@
+"""The file of orders: believed whole, or an order to stop."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fieldprint.note import NoteSigner
+from fieldprint.registry import EventError, Registry
+from fieldprint.registry.orders import MAX_FILE_SIZE, OrdersFile, record_orders, replayed
+from fieldprint.tlog import LogReader, LogWriter
+from tests.registry.world import (
+    LOG,
+    OWNER,
+    POLICY,
+    STRANGER,
+    TIME,
+    anchor,
+    lift,
+    override,
+    sign,
+)
+
+
+def test_a_file_that_is_not_there_orders_nothing(tmp_path: Path) -> None:
+    file = OrdersFile(tmp_path / "orders", POLICY)
+    assert (file.broken, file.in_force, file.entries()) == (None, [], [])
+    assert file.order_on(TIME) is None
+
+
+def test_an_order_holds_for_its_scope_until_it_is_lifted(tmp_path: Path) -> None:
+    file = OrdersFile(tmp_path / "orders", POLICY)
+    seen = OrdersFile(tmp_path / "orders", POLICY)
+    file.append(override(3, "kind", "identity", action="bypass"))
+    assert seen.changed()
+    assert not seen.changed()
+    order = seen.order_on(TIME, kind="identity")
+    assert order is not None
+    assert (order.number, order.action) == (3, "bypass")
+    assert seen.order_on(TIME, kind="policy") is None
+    file.append(lift(3))
+    assert seen.changed()
+    assert seen.order_on(TIME, kind="identity") is None
+
+
+def test_a_freeze_goes_before_a_bypass_and_both_end_when_they_expire(tmp_path: Path) -> None:
+    file = OrdersFile(tmp_path / "orders", POLICY)
+    file.append(override(1, expires=TIME + timedelta(hours=1)))
+    file.append(override(2, action="bypass"))
+    first, later = file.order_on(TIME), file.order_on(TIME + timedelta(hours=1))
+    assert first is not None
+    assert later is not None
+    assert (first.number, later.number) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"not an order\n", "line 1 is no override"),
+        (override(1) + b"\n\n" + lift(1) + b"\n", "line 2 is no override"),
+        (sign(anchor("x")) + b"\n", "line 1 is no override"),
+        (override(1, keys=(OWNER,)) + b"\n", "line 1 is refused (signatures)"),
+        (override(1, keys=(STRANGER,)) + b"\n", "line 1 is refused (signatures)"),
+        (override(2) + b"\n" + override(2) + b"\n", "line 2 is refused (number)"),
+        (override(2) + b"\n" + override(1) + b"\n", "line 2 is refused (number)"),
+        (lift(7) + b"\n", "line 1 is refused (not-in-force)"),
+        (override(1)[:-9] + b"\n", "line 1 is no override"),
+        (b" " * (MAX_FILE_SIZE + 1), "more than"),
+    ],
+)
+def test_what_cannot_be_believed_is_an_order_to_stop(tmp_path: Path, content: bytes, what: str) -> None:
+    (tmp_path / "orders").write_bytes(content)
+    file = OrdersFile(tmp_path / "orders", POLICY)
+    assert file.broken is not None
+    assert what in file.broken
+    with pytest.raises(EventError):
+        file.append(override(9))
+    assert (tmp_path / "orders").read_bytes() == content
+
+
+def test_a_file_that_cannot_be_read_is_an_order_to_stop(tmp_path: Path) -> None:
+    (tmp_path / "orders").mkdir()
+    assert OrdersFile(tmp_path / "orders", POLICY).broken is not None
+
+
+def test_an_order_that_is_not_believed_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    file = OrdersFile(tmp_path / "orders", POLICY)
+    file.append(override(5))
+    before = (tmp_path / "orders").read_bytes()
+    for entry in (override(5), override(6, keys=(OWNER,)), lift(4), sign(anchor("x"))):
+        with pytest.raises(EventError):
+            file.append(entry)
+    assert (tmp_path / "orders").read_bytes() == before
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "orders"]
+
+
+def test_a_damaged_file_is_seen_and_a_restored_one_believed_again(tmp_path: Path) -> None:
+    file = OrdersFile(tmp_path / "orders", POLICY)
+    file.append(override(5, action="bypass"))
+    whole = (tmp_path / "orders").read_bytes()
+    (tmp_path / "orders").write_bytes(whole[:40])
+    assert file.changed()
+    assert file.broken is not None
+    (tmp_path / "orders").write_bytes(whole)
+    assert file.changed()
+    assert file.broken is None
+
+
+@given(st.data())
+def test_no_changed_byte_of_a_file_is_believed(data: st.DataObject) -> None:
+    content = override(1) + b"\n" + lift(1) + b"\n" + override(2, "kind", "memory") + b"\n"
+    at = data.draw(st.integers(0, len(content) - 1))
+    byte = data.draw(st.integers(0, 255))
+    changed = content[:at] + bytes([byte]) + content[at + 1 :]
+    try:
+        found = replayed(changed, POLICY)
+    except EventError:
+        return
+    # Only another end of a line says the same: what is signed cannot be changed.
+    assert found.overrides == replayed(content, POLICY).overrides
+
+
+def test_orders_are_recorded_once_and_the_log_gives_the_same(tmp_path: Path) -> None:
+    file = OrdersFile(tmp_path / "orders", POLICY)
+    with LogWriter(tmp_path / "log", NoteSigner("test/log", LOG), create=True) as log:
+        assert record_orders(file, log, POLICY) == []
+        log.append([b"something else"])
+        file.append(override(5))
+        assert record_orders(file, log, POLICY) == [1]
+        file.append(lift(5))
+        file.append(override(8, "kind", "memory"))
+        assert record_orders(file, log, POLICY) == [2, 3]
+        assert record_orders(file, log, POLICY) == []
+        reader = LogReader(log.source, [POLICY.log_key])
+        assert list(Registry.replay(reader.entries(), POLICY).overrides) == [8]
