@@ -57,7 +57,8 @@ def inherited(
     for memory in batch:
         given: list[Labels] = [memory.taint, labels.get(memory.id, ()), of_text.get(text_digest(memory), ())]
         for parent in memory.parents:
-            if parent not in labels and parent not in anchors:
+            unknown = parent not in labels and parent not in anchors
+            if unknown and memory.id not in here:  # a row that is there has its parents' labels
                 raise FieldprintError(
                     f"the parent {parent[:16]} is not in the store, so its labels are not known",
                     remedy="Add it first, or give the labels that the registry has for it as an anchor",

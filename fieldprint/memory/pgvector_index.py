@@ -41,7 +41,7 @@ class PgvectorIndex:
             connection.exec_driver_sql("CREATE EXTENSION IF NOT EXISTS vector")
         except DBAPIError as error:
             raise FieldprintError(
-                f"the server has no pgvector: {error.orig}",
+                f"the server has no pgvector: {str(error.orig).splitlines()[0]}",
                 remedy="Install pgvector 0.8 or newer on it, or use SQLite",
             ) from error
         version = str(

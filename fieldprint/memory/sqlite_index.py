@@ -10,7 +10,7 @@ numpy; a test holds it to vec0's own answer. Filters are applied in the scan: wh
 """
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -78,7 +78,7 @@ class SqliteIndex:
 
     def vectors(self, connection: Connection, numbers: Sequence[int]) -> tuple[list[int], "Vectors"]:
         """Those of the numbers that have a vector, and their unit vectors."""
-        rows = _plain(connection, _VECTORS, json.dumps(numbers))
+        rows = list(_plain(connection, _VECTORS, json.dumps(numbers)))
         found = np.frombuffer(b"".join([vector for _, vector in rows]), np.float32)
         return [number for number, _ in rows], found.reshape(len(rows), self.dimensions)
 
@@ -126,10 +126,10 @@ class SqliteIndex:
         return packed
 
 
-def _plain(connection: Connection, statement: str, *parameters: str) -> list[tuple[Any, ...]]:
-    """All rows, within the connection's transaction, without SQLAlchemy's own work on each of thousands."""
+def _plain(connection: Connection, statement: str, *parameters: str) -> Iterator[tuple[Any, ...]]:
+    """The rows, within the connection's transaction, without SQLAlchemy's own work on each of thousands."""
     driver: Any = connection.connection.driver_connection
-    rows: list[tuple[Any, ...]] = driver.execute(statement, parameters).fetchall()
+    rows: Iterator[tuple[Any, ...]] = driver.execute(statement, parameters)
     return rows
 
 
