@@ -1,6 +1,7 @@
 """The store of memories: labels go in and are inherited, and nothing here takes one away."""
 
 import json
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     Vectors = NDArray[np.float32]
 
 BATCH = 1000
+PREFIX = re.compile(r"[0-9a-f]{8,64}")
 PROBE = "The same text gives the same vector for as long as this store lives."
 SAME = 0.999  # cosine of the probe's vector with the stored one, at least
 
@@ -180,6 +182,22 @@ class MemoryStore:
         check_digest(id, "a memory's id")
         with self._database.reading() as connection:
             return next(iter(_read(connection, MEMORIES.c.id == bytes.fromhex(id)).values()), None)
+
+    def resolve(self, prefix: str) -> str:
+        """The id that begins with these hex digits.
+
+        Raises:
+            FieldprintError: none does, or more than one.
+        """
+        if not PREFIX.fullmatch(prefix):
+            raise FieldprintError(f"an id begins with 8 to 64 hex digits, not {prefix[:80]!r}")
+        low, high = (bytes.fromhex(prefix.ljust(64, fill)) for fill in "0f")
+        here = MEMORIES.c.id.between(low, high) & MEMORIES.c.text.is_not(None)
+        with self._database.reading() as connection:
+            found = connection.execute(select(MEMORIES.c.id).where(here).limit(2)).scalars().all()
+        if len(found) != 1:
+            raise _unknown(prefix) if not found else FieldprintError(f"several memories begin with {prefix}")
+        return bytes(found[0]).hex()
 
     def delete(self, id: str) -> bool:  # noqa: A002
         """Whether a memory was there. Text, source and vector go; id, lineage and labels stay, for what was derived
