@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 
 from fieldprint.errors import FieldprintError
 
@@ -32,6 +32,10 @@ class Database:
                 raise FieldprintError(
                     f"there is no memory store at {where.database}", remedy="Add a memory first"
                 )
+            if where.database and where.database != ":memory:" and create:
+                Path(where.database).touch(
+                    mode=0o600
+                )  # what was told in confidence; its WAL gets the same mode
             self._engine = create_engine(where, module=_sqlite_driver())
             event.listen(self._engine, "connect", _prepare_sqlite)
             event.listen(self._engine, "begin", _begin_sqlite)
@@ -44,7 +48,7 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """A transaction that sees one state of the database."""
-        with self._engine.connect() as connection:
+        with self._connect(self._engine) as connection:
             if self.dialect == "postgresql":
                 connection = connection.execution_options(isolation_level="REPEATABLE READ")
             with connection.begin():
@@ -54,12 +58,20 @@ class Database:
     def writing(self) -> Iterator[Connection]:
         """A transaction that no other writer runs beside."""
         try:
-            with self._writer.begin() as connection:
+            with self._connect(self._writer) as connection, connection.begin():
                 if self.dialect == "postgresql":
                     connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": WRITERS_LOCK})
                 yield connection
         except OperationalError as error:
             raise FieldprintError(f"the memory store cannot be written: {error.orig}") from error
+
+    def _connect(self, engine: Engine) -> Connection:
+        try:
+            return engine.connect()
+        except (DBAPIError, engine.dialect.loaded_dbapi.Error) as error:  # the second from `_prepare_sqlite`
+            raise FieldprintError(
+                f"the memory store cannot be opened: {str(error).splitlines()[0]}"
+            ) from error
 
     def close(self) -> None:
         """Close every connection."""

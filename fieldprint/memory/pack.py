@@ -105,7 +105,8 @@ def pack(
     chosen, tokens = _choose(current, budget, count_tokens, choice or Choice(), now)
     if not chosen:
         raise CapacityError(
-            f"none of {len(current)} memories fits into {budget} tokens, and {len(refused)} hold a control token",
+            f"none of {len(current)} memories fits into {budget} tokens"
+            + (f"; {len(refused)} more hold a control token of the model" if refused else ""),
             remedy="Give a larger budget, or search for something else",
         )
     digests = {each.memory.id for each in chosen}

@@ -171,6 +171,9 @@ class MemoryStore:
         """
         check_labels(labels)
         with self._database.writing() as connection:
+            row = standing(connection, [id]).get(id)
+            if row is None or not row.there:
+                raise _unknown(id)
             self._index.relabel(connection, spread(connection, {id: labels}))
         stored = self.get(id)
         if stored is None:

@@ -1,6 +1,6 @@
 """The store on both databases: adding, deriving, labelling, deleting; what is refused, also by the database itself."""
 
-import sqlite3
+import stat
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -173,10 +173,31 @@ def test_a_store_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     with pytest.raises(FieldprintError, match="no memory store at"):
         MemoryStore(str(tmp_path / "none.db"), SCATTER)
     assert not (tmp_path / "none.db").exists()
-    sqlite3.connect(tmp_path / "empty.db").close()
     (tmp_path / "empty.db").touch()
     with pytest.raises(FieldprintError, match="is no memory store"):
         MemoryStore(str(tmp_path / "empty.db"), SCATTER)
+
+
+@pytest.mark.parametrize("create", [False, True])
+def test_what_is_no_database_is_named(tmp_path: Path, create: bool) -> None:
+    (tmp_path / "notes.txt").write_text("no database, " * 1000)
+    for url in (str(tmp_path / "notes.txt"), f"postgresql://nobody@/none?host={tmp_path}"):
+        with pytest.raises(FieldprintError, match="the memory store cannot be"):
+            MemoryStore(url, SCATTER, create=create)
+
+
+def test_a_new_file_is_the_owners_alone(tmp_path: Path) -> None:
+    with open_store(tmp_path / "memory.db") as store:
+        store.add(memory("secret"))
+        assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {0o600}
+
+
+def test_a_deleted_memory_gets_no_label(store: MemoryStore) -> None:
+    one = store.add(memory("one"))
+    store.delete(one.id)
+    with pytest.raises(FieldprintError, match="no memory"):
+        store.add_labels(one.id, ["late"])
+    assert store.add(one).taint == ()
 
 
 @pytest.mark.parametrize("wrong", ["mysql://host/db", "http://host", "://"])
