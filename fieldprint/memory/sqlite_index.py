@@ -25,11 +25,12 @@ if TYPE_CHECKING:
 
 CHUNK = 4096  # the most that vec0 allows
 CANDIDATES = 2000  # at least so many are rescored exactly
-NOWHERE = np.iinfo(np.uint16).max  # the distance of what is not allowed
+NOWHERE = np.uint16(65535)  # the distance of what is not allowed
 _SCAN = (
     "SELECT c.rowids, c.validity, m.data, v.vectors FROM coarse_chunks c "
     "JOIN coarse_vector_chunks00 v ON v.rowid = c.chunk_id JOIN coarse_metadatachunks00 m ON m.rowid = c.chunk_id"
 )
+_FULL = b"\xff" * (CHUNK // 8)  # the validity of a chunk without a hole
 _VECTORS = "SELECT number, embedding FROM embeddings WHERE number IN (SELECT value FROM json_each(?))"
 
 
@@ -99,19 +100,22 @@ class SqliteIndex:
         """Number and Hamming distance of every slot; NOWHERE for what is empty or in another class."""
         allowed = np.zeros(max(classes, default=0) + 2, bool)
         allowed[list(classes)] = True
-        code = self.codes(query[None])[0].view(np.uint64)
+        words = self.bits // 64
+        code = np.tile(self.codes(query[None])[0].view(np.uint64), CHUNK)
+        differing, counts = np.empty(len(code), np.uint64), np.empty(len(code), np.uint8)
         numbers: list[NDArray[np.int64]] = []
         distances: list[NDArray[np.uint16]] = []
         for ids, valid, kinds, vectors in _plain(connection, _SCAN):
-            inside = allowed[np.minimum(np.frombuffer(kinds, np.int64), len(allowed) - 1)]
-            inside &= np.unpackbits(np.frombuffer(valid, np.uint8), bitorder="little").view(bool)
-            columns = np.ascontiguousarray(np.frombuffer(vectors, np.uint64).reshape(len(inside), -1).T)
-            found = np.zeros(len(inside), np.uint16)
-            for column, word in zip(columns, code, strict=True):
-                found += np.bitwise_count(column ^ word)
-            found[~inside] = NOWHERE
+            inside = allowed.take(np.frombuffer(kinds, np.int64), mode="clip")
+            if valid != _FULL:
+                inside &= np.unpackbits(np.frombuffer(valid, np.uint8), bitorder="little").view(bool)
+            np.bitwise_xor(np.frombuffer(vectors, np.uint64), code, out=differing)
+            np.bitwise_count(differing, out=counts)
+            found = counts[::words].astype(np.uint16)
+            for word in range(1, words):
+                found += counts[word::words]
             numbers.append(np.frombuffer(ids, np.int64))
-            distances.append(found)
+            distances.append(np.where(inside, found, NOWHERE))
         if not numbers:
             return np.zeros(0, np.int64), np.zeros(0, np.uint16)
         return np.concatenate(numbers), np.concatenate(distances)
