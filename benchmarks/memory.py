@@ -10,7 +10,6 @@ import argparse
 import os
 import platform
 import random
-import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ import numpy as np
 
 from benchmarks.record import ROOT, write_results
 from fieldprint.memory import Encoder, Memory, MemoryStore, default_encoder
+from fieldprint.memory.database import sqlite_driver
 from fieldprint.memory.encoder import TOKENIZER, WordVectors
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
@@ -83,6 +83,8 @@ def measure(folder: Path, sizes: list[int]) -> list[dict[str, Any]]:
                 raise RuntimeError(f"{store.count()} memories instead of {size}: two texts are the same")
             _checkpoint(path)
             vectors = _everything(path)
+            if len(vectors) != size:
+                raise RuntimeError(f"{len(vectors)} vectors of {size} memories")
             rows += [_row(size, "size of the database", "bytes/memory", path.stat().st_size / size)]
             if rate is not None:
                 rows += [_row(size, "added", "memories/s", rate)]
@@ -134,14 +136,14 @@ def _search(
 
 def _checkpoint(path: Path) -> None:
     """Move the write-ahead log into the file, so that its size is the size of what is stored."""
-    connection = sqlite3.connect(path)
+    connection = sqlite_driver().connect(path)  # the store's own library, as it says there
     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     connection.close()
 
 
 def _everything(path: Path) -> Any:
     """Every vector in the order of its number, for the exact search."""
-    connection = sqlite3.connect(path)
+    connection = sqlite_driver().connect(path)  # the store's own library, as it says there
     count = connection.execute("SELECT count(*) FROM embeddings").fetchone()[0]
     vectors = np.empty((count, 256), np.float32)
     rows = connection.execute("SELECT embedding FROM embeddings ORDER BY number")

@@ -36,7 +36,7 @@ class Database:
                 Path(where.database).touch(
                     mode=0o600
                 )  # what was told in confidence; its WAL gets the same mode
-            self._engine = create_engine(where, module=_sqlite_driver())
+            self._engine = create_engine(where, module=sqlite_driver())
             event.listen(self._engine, "connect", _prepare_sqlite)
             event.listen(self._engine, "begin", _begin_sqlite)
         elif self.dialect == "postgresql":
@@ -78,8 +78,12 @@ class Database:
         self._engine.dispose()
 
 
-def _sqlite_driver() -> ModuleType:
-    """A sqlite3 that loads extensions: Python's own where it was built to, or the one of pysqlite3-binary."""
+def sqlite_driver() -> ModuleType:
+    """A sqlite3 that loads extensions: Python's own where it was built to, or the one of pysqlite3-binary.
+
+    A process opens a store with this one alone. Two SQLite libraries in one process do not see each other's locks: one
+    that closes the file deletes the write-ahead log that the other goes on writing to (sqlite.org/howtocorrupt.html, 2.2.1).
+    """
     if hasattr(sqlite3.Connection, "enable_load_extension"):
         return sqlite3
     try:
