@@ -8,7 +8,7 @@ READY  := $(VENV)/.ready
 SMALL_KERNELS := $(VENV)/bin/python -m pytest -q tests/attention/test_decode.py tests/blake3/test_pages.py \
 	-k 'kernel_equals_naive or repeated or pages_equal'
 
-.PHONY: demo test sanitize lint interop protocol fuzz bench bench-audit bench-gpu bench-log crash-log faults figures docs clean
+.PHONY: demo test sanitize lint interop protocol fuzz bench bench-audit bench-gpu bench-log bench-memory crash-log faults figures docs clean
 
 demo: $(READY)  ## the whole story on a real model, into demo-out/
 	$(VENV)/bin/fieldprint demo
@@ -51,6 +51,9 @@ sanitize: $(READY)  ## compute-sanitizer over small cases of the kernels, on one
 
 bench-log: $(READY)  ## the log: durable appends, latency, proofs, growth to 10^7 entries (3 GB in $$TMPDIR, kept)
 	$(VENV)/bin/python -m benchmarks.log
+
+bench-memory: $(READY)  ## finding memories as they grow to 10^6: latency, recall, bytes (2 GB in $$TMPDIR)
+	$(VENV)/bin/python -m benchmarks.memory
 
 crash-log: $(READY)  ## kill the log's writer at every call and at random; nothing acknowledged may be lost
 	$(VENV)/bin/python -m benchmarks.crash_log

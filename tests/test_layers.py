@@ -13,6 +13,7 @@ LAYERS = (
     ("blake3", "note", "attention", "quantize"),
     ("anchor", "kvcache", "tlog"),
     ("commit", "registry"),
+    ("memory",),
     ("verify", "decoder", "audit"),
     ("promote",),
     ("generate",),

@@ -16,6 +16,7 @@ from typing import Any
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER.parent.parent / "benchmarks" / "results" / "attention_gpu.json"
 LOG_RESULTS = RESULTS.with_name("log.json")
+MEMORY_RESULTS = RESULTS.with_name("memory.json")
 TIMELINE = RESULTS.with_name("timeline.json")
 INK, GREY, LINE, PAPER, BAND = "#1f2933", "#5c6773", "#7b8794", "#ffffff", "#f1f4f7"
 ANCHOR, PART, DONE, OURS, PEER = "#ffc46b", "#d9c8f0", "#bfe3c6", "#0b5cad", "#c2410c"
@@ -511,37 +512,64 @@ def draw_growth(result: dict[str, Any]) -> str:
             for row in result["rows"]
             if row["metric"] == metric
         }
-        left, top, width, height = 70 + number % 2 * 440, 46 + number // 2 * 220, 350, 130
-        high = 1.15 * max([*points.values(), *((math.log2(max(points)),) if unit == "hashes" else ())])
-        first, last = math.log10(min(points)), math.log10(max(points))
+        grey = {size: math.log2(size) for size in (min(points), max(points))} if unit == "hashes" else {}
+        _draw_panel(sheet, number, f"{title}, {unit}", points, grey, "entries in the log")
+    return sheet.svg()
 
-        def x(
-            size: int, left: int = left, width: int = width, first: float = first, last: float = last
-        ) -> float:
-            return round(left + width * (math.log10(size) - first) / max(last - first, 1), 1)
 
-        def y(value: float, top: int = top, height: int = height, high: float = high) -> float:
-            return round(top + height * (1 - value / high), 1)
+def _draw_panel(
+    sheet: Sheet, number: int, title: str, points: dict[int, float], grey: dict[int, float], below: str
+) -> None:
+    """One of four panels over sizes, from zero up, with a grey line for comparison between two sizes."""
+    left, top, width, height = 70 + number % 2 * 440, 46 + number // 2 * 220, 350, 130
+    high = 1.15 * max([*points.values(), *grey.values()])
+    first, last = math.log10(min(points)), math.log10(max(points))
 
-        sheet.text(left, top - 20, f"{title}, {unit}", at="start", bold=True, size=12)
-        sheet.line(left, y(0), left + width, y(0))
-        if unit == "hashes":
-            sheet.line(
-                x(min(points)), y(math.log2(min(points))), x(max(points)), y(math.log2(max(points))), GREY
-            )
-        sizes = sorted(points)
-        for here, there in itertools.pairwise(sizes):
-            sheet.line(x(here), y(points[here]), x(there), y(points[there]), OURS, 1.6)
-        for size in sizes:
-            _dot(sheet, x(size), y(points[size]), ours=True)
-            sheet.text(
-                x(size),
-                y(points[size]) - 14,
-                f"{points[size]:,.0f}" if points[size] >= 10 else f"{points[size]:.2f}",
-                size=11,
-            )
-            sheet.text(x(size), y(0) + 16, f"{size:,}", size=11)
-        sheet.text(left + width, y(0) + 34, "entries in the log", at="end", size=11)
+    def x(size: int) -> float:
+        return round(left + width * (math.log10(size) - first) / max(last - first, 1), 1)
+
+    def y(value: float) -> float:
+        return round(top + height * (1 - value / high), 1)
+
+    sheet.text(left, top - 20, title, at="start", bold=True, size=12)
+    sheet.line(left, y(0), left + width, y(0))
+    if grey:
+        sheet.line(x(min(grey)), y(grey[min(grey)]), x(max(grey)), y(grey[max(grey)]), GREY)
+    sizes = sorted(points)
+    for here, there in itertools.pairwise(sizes):
+        sheet.line(x(here), y(points[here]), x(there), y(points[there]), OURS, 1.6)
+    for size in sizes:
+        _dot(sheet, x(size), y(points[size]), ours=True)
+        shown = f"{points[size]:,.0f}" if points[size] >= 10 else f"{points[size]:.2f}"
+        sheet.text(x(size), y(points[size]) - 14, shown, size=11)
+        sheet.text(x(size), y(0) + 16, f"{size:,}", size=11)
+    sheet.text(left + width, y(0) + 34, below, at="end", size=11)
+
+
+REMEMBERED = (  # metric, what the row's cell ends with, title
+    ("search, p99", ", all allowed", "Search, all allowed, p99, ms; grey: the goal"),
+    (
+        "search, p99",
+        ", one in a hundred allowed",
+        "Search, one in a hundred allowed, p99, ms; grey: the goal",
+    ),
+    ("recall@10", ", all allowed", "Recall@10 against the exact search"),
+    ("size of the database", " memories", "Size of the database, bytes a memory"),
+)
+GOAL = 50  # ms
+
+
+def draw_memories(result: dict[str, Any]) -> str:
+    """Four panels over the number of memories, each from zero up."""
+    sheet = Sheet(900, 460, "Cost of finding a memory as the store grows from a thousand to a million")
+    for number, (metric, ending, title) in enumerate(REMEMBERED):
+        points = {
+            int(row["cell"].split()[0]): float(row["ours"])
+            for row in result["rows"]
+            if row["metric"] == metric and row["cell"].endswith(ending)
+        }
+        grey = dict.fromkeys((min(points), max(points)), float(GOAL)) if metric == "search, p99" else {}
+        _draw_panel(sheet, number, title, points, grey, "memories in the store")
     return sheet.svg()
 
 
@@ -701,6 +729,7 @@ def drawings() -> dict[str, str]:
         "protocol.svg": draw_protocol(),
         "benchmark.svg": draw_benchmark(json.loads(RESULTS.read_text())),
         "growth.svg": draw_growth(json.loads(LOG_RESULTS.read_text())),
+        "memories.svg": draw_memories(json.loads(MEMORY_RESULTS.read_text())),
     }
 
 

@@ -7,7 +7,20 @@ from typing import Annotated
 
 import typer
 
-from fieldprint.cli import anchor, audit, generate, keys, log, override, policy, proof, serve, verify, witness
+from fieldprint.cli import (
+    anchor,
+    audit,
+    generate,
+    keys,
+    log,
+    memory,
+    override,
+    policy,
+    proof,
+    serve,
+    verify,
+    witness,
+)
 from fieldprint.cli.output import printable
 from fieldprint.errors import FieldprintError
 
@@ -45,6 +58,7 @@ app.add_typer(policy.app, name="policy")
 app.add_typer(anchor.app, name="anchor")
 app.add_typer(override.app, name="override")
 app.add_typer(log.app, name="log")
+app.add_typer(memory.app, name="memory")
 log.app.command("audit")(audit.log_audit)
 log.app.command("serve")(serve.log_serve)
 log.app.command("proof")(proof.log_proof)
