@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fieldprint.cli.inputs import open_model, open_policy, open_registry, read_input, write_new
+from fieldprint.cli.inputs import open_model, open_policy, open_registry, open_signers, read_input, write_new
 from fieldprint.cli.memory_tables import print_found, print_memory, progress_bar
-from fieldprint.cli.options import Json, ModelFolder, SigningKeys
+from fieldprint.cli.options import Json, ModelFolder, PassphraseFile, SigningKeys
 from fieldprint.cli.output import print_result
 from fieldprint.errors import FieldprintError, FormatError, ModelError
 
@@ -174,10 +174,14 @@ def memory_derive(
     ] = None,
     anchor: Annotated[
         list[Path] | None,
-        typer.Option("--anchor", help="A signed anchor that it was made from; needs --policy."),
+        typer.Option("--anchor", help="A signed anchor that it was made from; needs --policy and --log."),
     ] = None,
     policy: Annotated[
         Path | None, typer.Option("--policy", help="The policy that the anchors are checked against.")
+    ] = None,
+    log: Annotated[
+        str | None,
+        typer.Option("--log", help="The log that knows what they come from, and what was revoked."),
     ] = None,
     kind: Annotated[str, typer.Option("--kind", help="memory, assertion or observation.")] = "memory",
     taint: Taint = None,
@@ -193,7 +197,7 @@ def memory_derive(
     from fieldprint.memory.memory import union, whole_second
 
     content = sys.stdin.read().rstrip("\n") if text == "-" else text
-    anchors = _anchors(anchor or [], policy)
+    anchors = _anchors(anchor or [], policy, log)
     with _open(store) as opened:
         parents = union([opened.resolve(each) for each in parent or []], anchors)
         if not parents:
@@ -204,19 +208,20 @@ def memory_derive(
     print_memory(stored, as_json, "would be added" if dry_run else "added", dry_run=dry_run)
 
 
-def _anchors(files: list[Path], policy: Path | None) -> dict[str, tuple[str, ...]]:
-    """The labels of verified anchors, by digest."""
+def _anchors(files: list[Path], policy: Path | None, log: str | None) -> dict[str, tuple[str, ...]]:
+    """The labels of verified anchors all told, by digest: those of what they come from among them."""
     from fieldprint.verify import verify_anchor
 
     if not files:
         return {}
-    if policy is None:
-        raise typer.BadParameter("--anchor needs --policy, which says whose signature counts")
+    if policy is None or log is None:
+        raise typer.BadParameter("--anchor needs --policy, which says whose signature counts, and --log")
     trusted = open_policy(policy)
+    registry = open_registry(log, trusted)
     found: dict[str, tuple[str, ...]] = {}
     for path in files:
-        verified = verify_anchor(read_input(path), trusted, now=datetime.now(UTC), registry=None, model=None)
-        found[verified.digest] = verified.artifact.taint
+        verified = verify_anchor(read_input(path), trusted, now=datetime.now(UTC), registry=registry)
+        found[verified.digest] = tuple(sorted(registry.anchors[verified.digest].taint))
     return found
 
 
@@ -312,7 +317,7 @@ def _registered(policy: Path | None, log: str | None) -> frozenset[str]:
         raise typer.BadParameter("--log and --policy are given together")
     if policy is None or log is None:
         return frozenset()
-    return frozenset(promotion.anchor for promotion in open_registry(log, open_policy(policy)).promotions)
+    return frozenset(open_registry(log, open_policy(policy)).anchors)
 
 
 def _tokenizer(model: Path | None) -> tuple[Callable[[str], int], frozenset[str]]:
@@ -341,19 +346,20 @@ def memory_sign(
         str, typer.Option("--form", help="chat-system (as the template's system message) or raw.")
     ] = "chat-system",
     model: ModelFolder = None,
+    passphrase_file: PassphraseFile = None,
     as_json: Json = False,
 ) -> None:
     """Realize a candidate under the model and sign it as it is, labels and lineage included."""
     from dataclasses import replace
 
-    from fieldprint.anchor import AnchorArtifact, load_private_key, sign_anchor
+    from fieldprint.anchor import AnchorArtifact, sign_anchor
     from fieldprint.pipeline import fieldprint_of
 
-    private = [load_private_key(path) for path in key]
+    signers = open_signers(key, passphrase_file)
     packed = AnchorArtifact.from_bytes(read_input(candidate))
     _, record = fieldprint_of(open_model(model), packed.text, form)
     artifact = replace(packed, fieldprints=(record,))
-    write_new(out, sign_anchor(artifact, private))
+    write_new(out, sign_anchor(artifact, signers))
     print_result(
         {"anchor": artifact.digest, "tokens": record.num_tokens, "taint": artifact.taint, "file": str(out)},
         as_json,

@@ -87,7 +87,13 @@ def test_pack_and_sign(folder: Path, model_folder: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     artifact = AnchorArtifact.from_bytes(Envelope.from_bytes((folder / "birds.dsse").read_bytes()).payload)
     assert artifact.text == candidate.text and len(artifact.fieldprints) == 1
-    derived = asked(folder, "derive", "From birds.", "--anchor", "birds.dsse", "--policy", "policy.toml")
+    trusted = ("--policy", "policy.toml", "--log", "log")
+    assert run_here(folder, "log", "new", "log", "--log-key", "keys/log.key").returncode == 0
+    unknown = run_here(folder, "memory", "derive", "From birds.", "--anchor", "birds.dsse", *trusted)
+    assert unknown.returncode == 1 and "check 11 failed" in unknown.stderr
+    register = ("anchor", "register", "birds.dsse", "--key", "keys/owner.key", "--log-key", "keys/log.key")
+    assert run_here(folder, *register, *trusted).returncode == 0
+    derived = asked(folder, "derive", "From birds.", "--anchor", "birds.dsse", *trusted)
     assert derived["taint"] == ["bulk", "web"] and derived["parents"] == [artifact.digest]
 
 
