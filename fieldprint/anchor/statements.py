@@ -10,6 +10,7 @@
 Who must have signed which stands in the policy; whether it is believed the registry decides.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
@@ -316,6 +317,23 @@ class Override:
         if subject != (made.scope, made._subject):
             raise FormatError("the statement's subject is not the override's scope")
         return made
+
+
+def strongest(
+    orders: Iterable[Override],
+    now: datetime,
+    *,
+    anchor: str | None = None,
+    kind: str | None = None,
+    engine: str | None = None,
+) -> Override | None:
+    """The one of these overrides that counts for this anchor, kind or engine: a freeze before a bypass, then the newest."""
+    found = [
+        order
+        for order in orders
+        if order.holds(now) and order.concerns(anchor=anchor, kind=kind, engine=engine)
+    ]
+    return max(found, key=lambda order: (order.action == "freeze", order.number), default=None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,16 +11,17 @@ What can end it, the strongest first:
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal, Protocol
 
 from fieldprint.anchor.artifact import format_time
 from fieldprint.anchor.policy import Policy
-from fieldprint.anchor.statements import Override, Revocation
+from fieldprint.anchor.statements import Override, Revocation, strongest
 from fieldprint.errors import FieldprintError
 from fieldprint.registry.orders import OrdersFile
+from fieldprint.registry.state import Registry
 
 GRACE = 60.0  # seconds that a registry may be out of reach
 
@@ -37,49 +38,40 @@ class Ruling:
     why: str
 
 
-class Standing(Protocol):
-    """What a gate asks a registry."""
-
-    def revocation_of(self, anchor: str) -> Revocation | None:
-        """The revocation of the anchor, or of one that it comes from."""
-
-    def override_on(
-        self, now: datetime, *, anchor: str | None = None, kind: str | None = None, engine: str | None = None
-    ) -> Override | None:
-        """The override in force on this anchor, kind or engine."""
-
-
 class Watched(Protocol):
-    """A registry that changes while an engine runs."""
+    """A registry that may change while an engine runs. What is not `poll` is read only when that says so."""
 
     def poll(self) -> bool:
-        """Whether it may have changed since this was last asked, and always the first time; quick enough for every step.
+        """Whether it may have changed since this was last asked; quick enough for every step.
 
         Raises:
             FieldprintError: it cannot be reached.
         """
 
-    def standing(self) -> Standing:
-        """What it says now.
+    def revocation_of(self, anchor: str) -> Revocation | None:
+        """The revocation of the anchor, or of one that it comes from. Raises as `poll`."""
 
-        Raises:
-            FieldprintError: it cannot be reached.
-        """
+    def orders(self) -> Sequence[Override]:
+        """The overrides that were not lifted. Raises as `poll`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unwatched:
-    """What a registry said at the beginning, for an engine that nobody tells of changes."""
+    """What a registry says of itself, for an engine that nobody tells of changes."""
 
-    registry: Standing
+    registry: Registry
 
     def poll(self) -> bool:
         """Never."""
         return False
 
-    def standing(self) -> Standing:
-        """What it said."""
-        return self.registry
+    def revocation_of(self, anchor: str) -> Revocation | None:
+        """The revocation of the anchor, or of one that it comes from."""
+        return self.registry.revocation_of(anchor)
+
+    def orders(self) -> Sequence[Override]:
+        """The overrides that were not lifted."""
+        return tuple(self.registry.overrides.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +113,9 @@ class AnchorGate:
         self._on_revoke: Literal["stop", "bypass"] = (
             "bypass" if rule is not None and rule.on_revoke == "reprefill" else "stop"
         )
-        self._standing: Standing | None = None
+        self._revocation: Revocation | None = None
+        self._overrides: Sequence[Override] = ()  # of the registry
+        self._stale = self._registry is not None  # what the registry says is to be read
         self._reached = time.monotonic()
         self._lost: str | None = None
 
@@ -143,7 +137,7 @@ class AnchorGate:
         return None if self._anchor is None else self._on_anchor(self._anchor, now)
 
     def _on_anchor(self, anchor: GatedAnchor, now: datetime) -> Ruling | None:
-        revocation = None if self._standing is None else self._standing.revocation_of(anchor.digest)
+        revocation = self._revocation
         if revocation is not None:
             what = "the anchor" if revocation.anchor == anchor.digest else "what the anchor comes from"
             why = f"{what} was revoked at {format_time(revocation.time)}: {revocation.reason}"
@@ -158,22 +152,27 @@ class AnchorGate:
         return None
 
     def _order(self, now: datetime) -> Override | None:
-        """The order in force, of the file or of the registry: a freeze before a bypass, then the newest."""
-        scope: Mapping[str, str | None] = {
-            "anchor": None if self._anchor is None else self._anchor.digest,
-            "kind": None if self._anchor is None else self._anchor.kind,
-            "engine": self._engine,
-        }
-        places = (self._orders and self._orders.order_on, self._standing and self._standing.override_on)
-        found = [order for place in places if place and (order := place(now, **scope)) is not None]
-        return max(found, key=lambda order: (order.action == "freeze", order.number), default=None)
+        """The order in force, of the file or of the registry."""
+        orders = [*self._overrides, *([] if self._orders is None else self._orders.in_force)]
+        anchor = self._anchor
+        return strongest(
+            orders,
+            now,
+            anchor=None if anchor is None else anchor.digest,
+            kind=None if anchor is None else anchor.kind,
+            engine=self._engine,
+        )
 
     def _look(self) -> None:
         if self._registry is None:
             return
         try:
-            if self._registry.poll() or self._standing is None:
-                self._standing = self._registry.standing()
+            self._stale |= self._registry.poll()
+            if self._stale:
+                if self._anchor is not None:
+                    self._revocation = self._registry.revocation_of(self._anchor.digest)
+                self._overrides = self._registry.orders()
+                self._stale = False
             self._reached, self._lost = time.monotonic(), None
         except FieldprintError as error:
             self._lost = error.what

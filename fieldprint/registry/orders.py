@@ -10,7 +10,6 @@ that was damaged must not be passed over.
 
 import os
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 
 from fieldprint.anchor.policy import Policy
@@ -61,12 +60,6 @@ class OrdersFile:
     def broken(self) -> str | None:
         """Why the file cannot be believed, or None."""
         return self._broken
-
-    def order_on(
-        self, now: datetime, *, anchor: str | None = None, kind: str | None = None, engine: str | None = None
-    ) -> Override | None:
-        """As `Registry.override_on`, of the orders in the file."""
-        return self._registry.override_on(now, anchor=anchor, kind=kind, engine=engine)
 
     @property
     def in_force(self) -> list[Override]:

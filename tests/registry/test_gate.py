@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from fieldprint.anchor import Override, Revocation
 from fieldprint.errors import FieldprintError
-from fieldprint.registry import Registry
 from fieldprint.registry.gate import AnchorGate, GatedAnchor, Ruling, Unwatched
 from fieldprint.registry.orders import OrdersFile
 from tests.registry.world import DAY, POLICY, TIME, anchor, lift, override, replay, revoke, sign
@@ -36,8 +36,13 @@ class Live:
         new, self.new = self.new, False
         return new
 
-    def standing(self) -> Registry:
-        return self.registry
+    def revocation_of(self, anchor: str) -> Revocation | None:
+        if self.lost:
+            raise FieldprintError("the registry cannot be reached")
+        return self.registry.revocation_of(anchor)
+
+    def orders(self) -> list[Override]:
+        return list(self.registry.overrides.values())
 
 
 def short(ruling: Ruling | None) -> tuple[str, str] | None:
@@ -129,6 +134,24 @@ def test_a_registry_that_is_lost_for_longer_than_the_grace_ends_it() -> None:
     assert short(strict.ruling()) == ("stop", "registry-lost")
     live.lost = False
     assert strict.ruling() is None
+
+
+def test_a_change_that_could_not_be_read_is_read_later() -> None:
+    class Torn(Live):
+        torn = True
+
+        def orders(self) -> list[Override]:
+            if self.torn:
+                raise FieldprintError("the connection was lost")
+            return super().orders()
+
+    live = Torn(sign(PARENT), sign(CHILD))
+    gate = AnchorGate(POLICY, USED, registry=live, clock=lambda: TIME)
+    live.add(override(1))
+    assert gate.ruling() is None
+    live.torn = False
+    assert not live.new
+    assert short(gate.ruling()) == ("stop", "frozen")
 
 
 def test_what_was_heard_before_the_registry_was_lost_still_counts() -> None:

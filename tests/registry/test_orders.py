@@ -1,12 +1,13 @@
 """The file of orders: believed whole, or an order to stop."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fieldprint.anchor.statements import Override, strongest
 from fieldprint.note import NoteSigner
 from fieldprint.registry import EventError, Registry
 from fieldprint.registry.orders import MAX_FILE_SIZE, OrdersFile, record_orders, replayed
@@ -24,10 +25,14 @@ from tests.registry.world import (
 )
 
 
+def order_on(file: OrdersFile, now: datetime = TIME, **of: str) -> Override | None:
+    return strongest(file.in_force, now, **of)
+
+
 def test_a_file_that_is_not_there_orders_nothing(tmp_path: Path) -> None:
     file = OrdersFile(tmp_path / "orders", POLICY)
     assert (file.broken, file.in_force, file.entries()) == (None, [], [])
-    assert file.order_on(TIME) is None
+    assert order_on(file) is None
 
 
 def test_an_order_holds_for_its_scope_until_it_is_lifted(tmp_path: Path) -> None:
@@ -36,20 +41,20 @@ def test_an_order_holds_for_its_scope_until_it_is_lifted(tmp_path: Path) -> None
     file.append(override(3, "kind", "identity", action="bypass"))
     assert seen.changed()
     assert not seen.changed()
-    order = seen.order_on(TIME, kind="identity")
+    order = order_on(seen, kind="identity")
     assert order is not None
     assert (order.number, order.action) == (3, "bypass")
-    assert seen.order_on(TIME, kind="policy") is None
+    assert order_on(seen, kind="policy") is None
     file.append(lift(3))
     assert seen.changed()
-    assert seen.order_on(TIME, kind="identity") is None
+    assert order_on(seen, kind="identity") is None
 
 
 def test_a_freeze_goes_before_a_bypass_and_both_end_when_they_expire(tmp_path: Path) -> None:
     file = OrdersFile(tmp_path / "orders", POLICY)
     file.append(override(1, expires=TIME + timedelta(hours=1)))
     file.append(override(2, action="bypass"))
-    first, later = file.order_on(TIME), file.order_on(TIME + timedelta(hours=1))
+    first, later = order_on(file), order_on(file, TIME + timedelta(hours=1))
     assert first is not None
     assert later is not None
     assert (first.number, later.number) == (1, 2)
