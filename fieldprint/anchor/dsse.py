@@ -8,11 +8,10 @@ import binascii
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import rfc8785
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fieldprint.anchor.signer import SigningKey, checked_signature
 from fieldprint.errors import FieldprintError, FormatError
@@ -105,8 +104,15 @@ def cosign_envelope(envelope: Envelope, signers: Sequence[SigningKey]) -> Envelo
     return Envelope(envelope.payload_type, envelope.payload, signatures)
 
 
-def valid_signers(envelope: Envelope, trusted: Mapping[str, Ed25519PublicKey]) -> frozenset[str]:
-    """The ids of the trusted keys with a valid signature on the envelope; each counts once."""
+class SignatureVerifier(Protocol):
+    """A public key, or an identity that is vouched for."""
+
+    def verify(self, signature: bytes, data: bytes, /) -> None:
+        """Raise InvalidSignature unless it is a signature on the data."""
+
+
+def valid_signers(envelope: Envelope, trusted: Mapping[str, SignatureVerifier]) -> frozenset[str]:
+    """The ids of the trusted keys and identities with a valid signature on the envelope; each counts once."""
     message = pae(envelope.payload_type, envelope.payload)
     found = set()
     for identifier, signature in envelope.signatures:

@@ -6,11 +6,19 @@ logs count, the trusted root says: a JSON file that the verifier holds, as Sigst
 makes its own. Nothing is fetched.
 """
 
+from dataclasses import dataclass
+from hashlib import sha256
 from types import ModuleType
+
+import rfc8785
+from cryptography.exceptions import InvalidSignature
 
 from fieldprint.anchor.sign import PAYLOAD_TYPE
 from fieldprint.errors import FieldprintError, VerificationError
 
+STATEMENT_BEGINS = (
+    f"DSSEv1 {len(PAYLOAD_TYPE)} {PAYLOAD_TYPE} ".encode()
+)  # of its pre-authentication encoding
 MAX_BUNDLE_SIZE = 2 << 20
 MAX_TRUSTED_ROOT_SIZE = 1 << 20
 
@@ -76,3 +84,36 @@ def _package() -> tuple[ModuleType, ModuleType]:
             "a Sigstore bundle needs the package sigstore", remedy="pip install 'fieldprint[sigstore]'"
         ) from error
     return sigstore.models, sigstore.verify
+
+
+@dataclass(frozen=True, slots=True)
+class Keyless:
+    """An identity that signs with a Sigstore bundle in place of a signature; as trusted as whom its root names.
+
+    In an envelope its key id is `id`, and its signature the bundle's JSON.
+    """
+
+    identity: str
+    issuer: str
+    trusted_root: bytes
+
+    @property
+    def id(self) -> str:
+        """Hex SHA-256 of the canonical JSON {"identity":"...","issuer":"..."}."""
+        return sha256(rfc8785.dumps({"identity": self.identity, "issuer": self.issuer})).hexdigest()
+
+    def verify(self, signature: bytes, data: bytes, /) -> None:
+        """Return only if the bundle signs what DSSE's encoding of a statement, `data`, holds.
+
+        Raises:
+            InvalidSignature: it does not. FieldprintError: the package sigstore is not installed.
+        """
+        head, _, payload = data.removeprefix(STATEMENT_BEGINS).partition(b" ")
+        if not data.startswith(STATEMENT_BEGINS) or head != str(len(payload)).encode():
+            raise InvalidSignature
+        try:
+            verify_bundle(
+                signature, payload, identity=self.identity, issuer=self.issuer, trusted_root=self.trusted_root
+            )
+        except VerificationError as error:
+            raise InvalidSignature from error

@@ -32,12 +32,17 @@ signers = ["status"]
 threshold = 1
 max_age_seconds = 3600
 
+[keyless.release]
+identity = "https://github.com/example/agent/.github/workflows/sign.yml@refs/heads/main"
+issuer = "https://token.actions.githubusercontent.com"
+trusted_root = "<base64 of a Sigstore trusted root>"
+
 [witnesses]
 keys = ["witness.example/north+7d0d2a51+BG...", "witness.example/south+91ff3c02+BK..."]
 minimum = 1
 
-What may be missing: `adds_taint`, `models` (any model then) and `on_revoke` ("stop" then), and the last four tables.
-Then nobody endorses, nobody overrides, no status root is asked for, and no witness is needed.
+What may be missing: `adds_taint`, `models` (any model then) and `on_revoke` ("stop" then), and the last five tables.
+Then nobody endorses, nobody overrides, no status root is asked for, nobody signs without a key, and no witness is needed.
 """
 
 import base64
@@ -50,7 +55,8 @@ from typing import Any, Literal, get_args
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fieldprint.anchor.artifact import KINDS, NAME, check_digest
-from fieldprint.anchor.dsse import check_keys, decode_base64
+from fieldprint.anchor.dsse import SignatureVerifier, check_keys, decode_base64
+from fieldprint.anchor.keyless import Keyless
 from fieldprint.anchor.keys import key_id
 from fieldprint.anchor.statements import MAX_STATUS_AGE
 from fieldprint.errors import FormatError
@@ -105,6 +111,7 @@ class Policy:
     witnesses: verifier keys of type 0x04 or 0x06; keys of one name are one witness.
     minimum_witnesses: how many witnesses must have cosigned a receipt's checkpoint.
     endorsement: who may take a taint label away, by label; the others nobody may.
+    keyless: identities that sign by Sigstore bundles, by name; they stand where names of keys do.
     override: who may override, with keys that sign no anchors. status: who signs the status roots that are asked for.
     """
 
@@ -118,7 +125,8 @@ class Policy:
     endorsement: Mapping[str, SignerRule] = field(default_factory=dict)
     override: SignerRule | None = None
     status: StatusRule | None = None
-    _loaded: dict[str, tuple[str, Ed25519PublicKey]] = field(
+    keyless: Mapping[str, Keyless] = field(default_factory=dict)
+    _loaded: dict[str, tuple[str, SignatureVerifier]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
     _rules: dict[str, SignerRule] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -134,12 +142,23 @@ class Policy:
             self._loaded[name] = (key_id(key), key)
         if len(set(self.keys.values())) != len(self.keys):
             raise FormatError("two names in the policy have the same key, which would count twice")
+        self._load_keyless()
         self._collect_rules()
         for purpose, rule in self._rules.items():
             self._check_signers(rule.signers, rule.threshold, purpose)
         self._check_kinds()
         self._check_roles()
         self._check_witnesses()
+
+    def _load_keyless(self) -> None:
+        for name, who in self.keyless.items():
+            if not NAME.fullmatch(name) or name in self.keys or not who.identity or not who.issuer:
+                raise FormatError(
+                    f"keyless {name!r}: a name of its own, an identity and an issuer are needed"
+                )
+            self._loaded[name] = (who.id, who)
+        if len({identifier for identifier, _ in self._loaded.values()}) != len(self._loaded):
+            raise FormatError("two names in the policy are the same identity, which would count twice")
 
     def _collect_rules(self) -> None:
         for kind, rule in self.kinds.items():
@@ -193,7 +212,7 @@ class Policy:
             )
 
     def _check_signers(self, signers: tuple[str, ...], threshold: int, what: str) -> None:
-        unknown = [name for name in signers if name not in self.keys]
+        unknown = [name for name in signers if name not in self._loaded]
         if unknown:
             raise FormatError(f"{what}: no key is named {', '.join(unknown)}")
         if not 1 <= threshold <= len(set(signers)):
@@ -231,12 +250,12 @@ class Policy:
         """Who signs what, by purpose: `kind K`, `revocation`, `endorsement L`, `override`, `status`."""
         return self._rules
 
-    def trusted(self, names: tuple[str, ...] | None = None) -> dict[str, Ed25519PublicKey]:
-        """Key id to public key, of these names or of all."""
-        return dict(self._loaded[name] for name in (names or tuple(self.keys)))
+    def trusted(self, names: tuple[str, ...] | None = None) -> dict[str, SignatureVerifier]:
+        """Key id to what checks a signature, of these names or of all."""
+        return dict(self._loaded[name] for name in (names or tuple(self._loaded)))
 
     def name_of(self, identifier: str) -> str:
-        """The name of the key with this id."""
+        """The name of the key or identity with this id."""
         return next(name for name, (known, _) in self._loaded.items() if known == identifier)
 
     def to_bytes(self) -> bytes:
@@ -264,6 +283,14 @@ class Policy:
         if self.status is not None:
             lines += _role("status", self.status.signers, self.status.threshold)
             lines += [f"max_age_seconds = {self.status.max_age_seconds}"]
+        for name, keyless in sorted(self.keyless.items()):
+            lines += [
+                "",
+                f'[keyless."{name}"]',
+                f"identity = {_text(keyless.identity)}",
+                f"issuer = {_text(keyless.issuer)}",
+                f'trusted_root = "{base64.b64encode(keyless.trusted_root).decode()}"',
+            ]
         if self.witnesses:
             lines += [
                 "",
@@ -289,11 +316,14 @@ class Policy:
         witnesses = fields.pop("witnesses", {"keys": [], "minimum": 0})
         endorsement = fields.pop("endorsement", {})
         override, status = fields.pop("override", None), fields.pop("status", None)
+        keyless = fields.pop("keyless", {})
         check_keys(fields, {"keys", "kinds", "log", "revocation"}, "the policy")
         check_keys(witnesses, {"keys", "minimum"}, "the policy's witnesses")
         check_keys(fields["revocation"], {"signers", "threshold"}, "the policy's revocation")
-        if not all(isinstance(table, dict) for table in (fields["keys"], fields["kinds"], endorsement)):
-            raise FormatError("the policy's keys, kinds and endorsement must be tables")
+        if not all(
+            isinstance(table, dict) for table in (fields["keys"], fields["kinds"], endorsement, keyless)
+        ):
+            raise FormatError("the policy's keys, kinds, endorsement and keyless must be tables")
         return cls(
             keys={name: decode_base64(text, f"policy key {name}") for name, text in fields["keys"].items()},
             kinds={kind: _rule(kind, rule) for kind, rule in fields["kinds"].items()},
@@ -307,6 +337,7 @@ class Policy:
             },
             override=None if override is None else _signers("override", override),
             status=None if status is None else _status(status),
+            keyless={name: _keyless(name, who) for name, who in keyless.items()},
         )
 
 
@@ -332,6 +363,12 @@ def _rule(kind: str, rule: Any) -> KindRule:
 def _signers(what: str, rule: Any) -> SignerRule:
     check_keys(rule, {"signers", "threshold"}, f"the policy's {what}")
     return SignerRule(_names(rule["signers"]), _integer(rule["threshold"]))
+
+
+def _keyless(name: str, who: Any) -> Keyless:
+    check_keys(who, {"identity", "issuer", "trusted_root"}, f"the policy's keyless {name}")
+    identity, issuer = _texts([who["identity"], who["issuer"]])
+    return Keyless(identity, issuer, decode_base64(who["trusted_root"], f"the trusted root of {name}"))
 
 
 def _status(rule: Any) -> StatusRule:

@@ -6,16 +6,22 @@ import json
 import socket
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from fieldprint.anchor import AnchorArtifact
-from fieldprint.anchor.keyless import MAX_BUNDLE_SIZE, verify_bundle
-from fieldprint.errors import FieldprintError, VerificationError
+from fieldprint.anchor import AnchorArtifact, Envelope, KindRule, Policy, Registration, sign_envelope
+from fieldprint.anchor.keyless import MAX_BUNDLE_SIZE, Keyless, verify_bundle
+from fieldprint.anchor.sign import PAYLOAD_TYPE
+from fieldprint.errors import FieldprintError, FormatError, VerificationError
+from fieldprint.note import NoteSigner
+from fieldprint.registry import Registry, registration_entry
+from fieldprint.verify import verify_anchor
 from tests.anchor.sigstore_world import IDENTITY, ISSUER, SIGNED, World
+from tests.registry.world import LOG, OWNER
 
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
 PAYLOAD = AnchorArtifact("me", "identity", "Be kind.", NOW, NOW + timedelta(days=1)).to_bytes()
@@ -185,3 +191,67 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "sigstore.models", None)
     with pytest.raises(FieldprintError, match=r"pip install 'fieldprint\[sigstore\]'"):
         verify_bundle(b"{}", PAYLOAD, identity=IDENTITY, issuer=ISSUER, trusted_root=ROOT)
+
+
+RELEASE = Keyless(IDENTITY, ISSUER, ROOT)
+POLICY = Policy(
+    {"owner": OWNER.public_key().public_bytes_raw()},
+    {"identity": KindRule(("owner", "release"), 2)},
+    ("owner",),
+    1,
+    str(NoteSigner("test/log", LOG).verifier_key),
+    keyless={"release": RELEASE},
+)
+
+
+def signed_by(*signatures: tuple[str, bytes], payload: bytes = PAYLOAD) -> bytes:
+    own = sign_envelope(PAYLOAD_TYPE, payload, [OWNER]).signatures
+    return Envelope(PAYLOAD_TYPE, payload, own + signatures).to_bytes()
+
+
+def verified(signed: bytes, policy: Policy = POLICY) -> tuple[str, ...] | int:
+    try:
+        return verify_anchor(signed, policy, now=NOW, registry=None).signers
+    except VerificationError as error:
+        return error.check
+
+
+def test_a_bundle_counts_as_the_signature_of_its_identity() -> None:
+    bundle = json.dumps(GOOD).encode()
+    assert verified(signed_by((RELEASE.id, bundle))) == ("owner", "release")
+    assert Policy.from_bytes(POLICY.to_bytes()) == POLICY
+
+
+def test_a_bundle_of_another_text_or_under_another_id_or_twice_does_not_count() -> None:
+    bundle = json.dumps(GOOD).encode()
+    other = AnchorArtifact("me", "identity", "Be cruel.", NOW, NOW + timedelta(days=1)).to_bytes()
+    assert verified(signed_by((RELEASE.id, bundle), payload=other)) == 4
+    assert verified(signed_by(("ab" * 32, bundle))) == 4
+    assert verified(signed_by()) == 4
+    assert verified(signed_by((RELEASE.id, b"{}"))) == 4
+    stranger = replace(POLICY, keyless={"release": replace(RELEASE, identity="mallory@example.org")})
+    assert verified(signed_by((stranger.keyless["release"].id, bundle)), stranger) == 4
+
+
+def test_a_registration_may_be_signed_by_a_bundle() -> None:
+    artifact = AnchorArtifact.from_bytes(PAYLOAD)
+    registration = Registration.of(artifact).to_bytes()
+    bundle = json.dumps(WORLD.bundle(registration)).encode()
+    entry = registration_entry(signed_by((RELEASE.id, bundle), payload=registration))
+    registry = Registry.replay([entry], POLICY)
+    assert list(registry.anchors) == [artifact.digest]
+
+
+@pytest.mark.parametrize(
+    "keyless",
+    [
+        {"owner": RELEASE},
+        {"release": replace(RELEASE, identity="")},
+        {"release": replace(RELEASE, issuer="")},
+        {"Release!": RELEASE},
+        {"release": RELEASE, "again": RELEASE},
+    ],
+)
+def test_a_policy_whose_identities_are_none_is_refused(keyless: dict[str, Keyless]) -> None:
+    with pytest.raises(FormatError):
+        replace(POLICY, keyless=keyless)
