@@ -9,9 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fieldprint.cli.inputs import open_model, open_policy, open_registry, read_input, write_new
+from fieldprint.cli.inputs import (
+    open_model,
+    open_policy,
+    open_registry,
+    open_signers,
+    read_input,
+    write_new,
+)
 from fieldprint.cli.memory_tables import print_found, print_memory, progress_bar
-from fieldprint.cli.options import Json, ModelFolder, SigningKeys
+from fieldprint.cli.options import Json, ModelFolder, PassphraseFile, SigningKeys
 from fieldprint.cli.output import print_result
 from fieldprint.errors import FieldprintError, FormatError, ModelError
 
@@ -312,7 +319,7 @@ def _registered(policy: Path | None, log: str | None) -> frozenset[str]:
         raise typer.BadParameter("--log and --policy are given together")
     if policy is None or log is None:
         return frozenset()
-    return frozenset(promotion.anchor for promotion in open_registry(log, open_policy(policy)).promotions)
+    return frozenset(open_registry(log, open_policy(policy)).anchors)
 
 
 def _tokenizer(model: Path | None) -> tuple[Callable[[str], int], frozenset[str]]:
@@ -341,15 +348,16 @@ def memory_sign(
         str, typer.Option("--form", help="chat-system (as the template's system message) or raw.")
     ] = "chat-system",
     model: ModelFolder = None,
+    passphrase_file: PassphraseFile = None,
     as_json: Json = False,
 ) -> None:
     """Realize a candidate under the model and sign it as it is, labels and lineage included."""
     from dataclasses import replace
 
-    from fieldprint.anchor import AnchorArtifact, load_private_key, sign_anchor
+    from fieldprint.anchor import AnchorArtifact, sign_anchor
     from fieldprint.pipeline import fieldprint_of
 
-    private = [load_private_key(path) for path in key]
+    private = open_signers(key, passphrase_file)
     packed = AnchorArtifact.from_bytes(read_input(candidate))
     _, record = fieldprint_of(open_model(model), packed.text, form)
     artifact = replace(packed, fieldprints=(record,))
