@@ -210,7 +210,7 @@ class Registry:
             case Endorsement():
                 if event.content.anchor in self.revoked:
                     raise EventError("revoked", "the endorsed anchor is revoked")
-                return self._lineage.endorse(event.content.anchor, event.content.labels)
+                return self._endorse(event.content)
             case Revocation():
                 return self._revoke(event.content)
             case Override():
@@ -313,6 +313,11 @@ class Registry:
             return []
         record.revocation = new
         return [new.anchor, *self._lineage.revoked(new.anchor)]
+
+    def _endorse(self, new: Endorsement) -> list[str]:
+        changed = self._lineage.endorse(new.anchor, new.labels)
+        registered = [new.anchor] if new.anchor in self.anchors else []  # its taint may be what it was
+        return list(dict.fromkeys(registered + changed))
 
     def _override(self, new: Override) -> list[str]:
         if new.number <= self._last_number:

@@ -59,13 +59,13 @@ def history(seed: int, length: int) -> list[bytes]:
             case 9:
                 entry = endorse(anchor(f"a{number + 1}"), "untrusted", "web")  # before it is registered
             case 10:
-                entry = revoke(draw.choice([made, anchor(f"unregistered {number}")]))
+                entry = revoke(draw.choice([made, anchor(f"unregistered-{number}")]))
             case 11:
-                entry = supersede(other, made)
+                entry = supersede(*draw.sample(known, 2)) if number > 20 else b"x"
             case 12:
-                entry = override(number, "kind", draw.choice(KINDS))
+                entry = override(number + 1, "kind", draw.choice(KINDS))
             case 13:
-                entry = lift(draw.randrange(max(1, number)))
+                entry = lift(draw.choice([*registry.overrides, number + 1]))
             case 14:
                 entry = status(registry)
             case _:
@@ -83,12 +83,13 @@ def history(seed: int, length: int) -> list[bytes]:
 
 def write_log(folder: Path, *batches: list[bytes]) -> LogReader:
     """A log that holds the entries, and its reader."""
+    LogWriter(folder, SIGNER, create=True, max_delay=0).close()
     append(folder, *batches)
     return LogReader(folder, [POLICY.log_key])
 
 
 def append(folder: Path, *batches: list[bytes]) -> None:
-    with LogWriter(folder, SIGNER) as writer:
+    with LogWriter(folder, SIGNER, max_delay=0) as writer:
         for batch in batches:
             writer.append(batch)
 
