@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.record import ROOT, write_results
+from fieldprint.database import sqlite_module
 from fieldprint.memory import Encoder, Memory, MemoryStore, default_encoder
-from fieldprint.memory.database import sqlite_driver
 from fieldprint.memory.encoder import TOKENIZER, WordVectors
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
@@ -136,14 +136,14 @@ def _search(
 
 def _checkpoint(path: Path) -> None:
     """Move the write-ahead log into the file, so that its size is the size of what is stored."""
-    connection = sqlite_driver().connect(path)  # the store's own library, as it says there
+    connection = sqlite_module().connect(path)  # the store's own library, as it says there
     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     connection.close()
 
 
 def _everything(path: Path) -> Any:
     """Every vector in the order of its number, for the exact search."""
-    connection = sqlite_driver().connect(path)  # the store's own library, as it says there
+    connection = sqlite_module().connect(path)  # the store's own library, as it says there
     count = connection.execute("SELECT count(*) FROM embeddings").fetchone()[0]
     vectors = np.empty((count, 256), np.float32)
     rows = connection.execute("SELECT embedding FROM embeddings ORDER BY number")

@@ -11,7 +11,7 @@ from fieldprint.anchor.statements import Registration
 from fieldprint.commit.leaf import Commitment, request_digest, text_digest, tokens_digest
 from fieldprint.commit.receipt import Receipt
 from fieldprint.errors import FormatError, VerificationError
-from fieldprint.registry import Registry, StatusProof, verify_not_revoked
+from fieldprint.registry import RegistryView, Standing, StatusProof, verify_not_revoked
 from fieldprint.tlog import Checkpoint, leaf_hash, verify_checkpoint, verify_cosignatures, verify_inclusion
 
 
@@ -51,7 +51,7 @@ def verify_anchor(
     policy: Policy,
     *,
     now: datetime,
-    registry: Registry | None,
+    registry: RegistryView | None,
     model: str | None = None,
     status: StatusProof | None = None,
 ) -> VerifiedAnchor:
@@ -80,7 +80,8 @@ def verify_anchor(
         signed: of `sign_anchor`.
         policy: whose signatures count.
         now: the time of the check, with a time zone.
-        registry: of `Registry.replay`; None only where no log is at hand; then 8, 9, 11 to 13 and 15 are not checked.
+        registry: of `Registry.replay`, or a `RegistryDatabase`; None only where no log is at hand, and then 8, 9, 11 to 13
+            and 15 are not checked.
         model: hex digest of the model folder.
         status: of `prove_not_revoked`, for a verifier who does not replay the log; with a registry it is not looked at.
 
@@ -106,8 +107,9 @@ def verify_anchor(
     if longest > rule.max_tokens:
         raise VerificationError(7, f"the anchor has {longest} tokens, the policy allows {rule.max_tokens}")
     digest = artifact.digest
-    if registry is not None:
-        _check_not_replaced(artifact, digest, registry)
+    standing = None if registry is None else registry.standing(digest, artifact.kind, now)
+    if standing is not None:
+        _check_not_replaced(standing)
     record = None if model is None else artifact.record_for(model)
     if model is not None and record is None:
         raise VerificationError(
@@ -115,14 +117,14 @@ def verify_anchor(
             f"no fieldprint is signed for the model {model[:16]}...",
             remedy="Sign the anchor again with --model of this folder, or use the model that it was signed for",
         )
-    if registry is not None:
-        _check_registered(artifact, digest, rule, registry)
+    if standing is not None:
+        _check_registered(artifact, rule, standing)
     if model is not None and rule.models and model not in rule.models:
         raise VerificationError(
             14, f"the policy allows no {artifact.kind} anchor with the model {model[:16]}..."
         )
-    if registry is not None:
-        _check_no_override(artifact, digest, registry, now)
+    if standing is not None:
+        _check_no_override(standing)
     elif policy.status is not None:
         _check_status(status, policy, digest, now)
     names = tuple(sorted(policy.name_of(signer) for signer in signers))
@@ -148,53 +150,53 @@ def _read_artifact(signed: bytes) -> tuple[Envelope, AnchorArtifact]:
     return envelope, artifact
 
 
-def _check_not_replaced(artifact: AnchorArtifact, digest: str, registry: Registry) -> None:
+def _check_not_replaced(standing: Standing) -> None:
     """Checks 8 and 9."""
-    if digest in registry.revoked:
-        revocation = registry.revoked[digest]
+    revocation = standing.revocation
+    if revocation is not None:
         raise VerificationError(
             8,
             f"the anchor was revoked at {format_time(revocation.time)}: {revocation.reason}",
             remedy="Sign a new anchor",
         )
-    newer = registry.superseded.get((digest, artifact.kind))
-    if newer is not None:
+    if standing.newer is not None:
         raise VerificationError(
-            9, f"the anchor was superseded by a newer one, {newer[:16]}...", remedy="Use the newer one"
+            9,
+            f"the anchor was superseded by a newer one, {standing.newer[:16]}...",
+            remedy="Use the newer one",
         )
 
 
-def _check_registered(artifact: AnchorArtifact, digest: str, rule: KindRule, registry: Registry) -> None:
+def _check_registered(artifact: AnchorArtifact, rule: KindRule, standing: Standing) -> None:
     """Checks 11 to 13."""
-    record = registry.anchors.get(digest)
-    if record is None:
+    if standing.registration is None:
         raise VerificationError(
             11, "the anchor is not registered in the log", remedy="fieldprint anchor register FILE"
         )
-    if record.registration != Registration.of(artifact):
+    if standing.registration != Registration.of(artifact):
         raise VerificationError(
             11,
             "its registration in the log says something else than the anchor",
             remedy="Revoke it, and sign a new one",
         )
-    forbidden = sorted(record.taint.intersection(rule.forbidden_taint))
+    forbidden = sorted(standing.taint.intersection(rule.forbidden_taint))
     if forbidden:
         raise VerificationError(
             12,
             f"the anchor is tainted by what it comes from: {', '.join(forbidden)}",
             remedy="It needs an endorsement of these labels",
         )
-    if record.revoked_ancestor is not None:
+    if standing.revoked_ancestor is not None:
         raise VerificationError(
             13,
-            f"the anchor comes from {record.revoked_ancestor[:16]}..., which is revoked",
+            f"the anchor comes from {standing.revoked_ancestor[:16]}..., which is revoked",
             remedy="Sign a new anchor that does not",
         )
 
 
-def _check_no_override(artifact: AnchorArtifact, digest: str, registry: Registry, now: datetime) -> None:
+def _check_no_override(standing: Standing) -> None:
     """Check 15."""
-    override = registry.override_on(now, anchor=digest, kind=artifact.kind)
+    override = standing.override
     if override is not None:
         raise VerificationError(
             15,
@@ -238,7 +240,7 @@ def verify_receipt(
     policy: Policy,
     *,
     now: datetime,
-    registry: Registry | None = None,
+    registry: RegistryView | None = None,
     status: StatusProof | None = None,
 ) -> VerifiedReceipt:
     """Return what the receipt says only if every check below holds. Needs no model and no network.
@@ -350,7 +352,7 @@ def _verified_receipt_anchor(
     leaf: Commitment,
     policy: Policy,
     now: datetime,
-    registry: Registry | None,
+    registry: RegistryView | None,
     status: StatusProof | None,
 ) -> VerifiedAnchor | None:
     """Check 7."""

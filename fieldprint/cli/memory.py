@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fieldprint.cli.inputs import open_model, open_policy, open_registry, open_signers, read_input, write_new
+from fieldprint.cli.inputs import (
+    open_model,
+    open_policy,
+    open_registry,
+    open_signers,
+    read_input,
+    write_new,
+)
 from fieldprint.cli.memory_tables import print_found, print_memory, progress_bar
 from fieldprint.cli.options import Json, ModelFolder, PassphraseFile, SigningKeys
 from fieldprint.cli.output import print_result

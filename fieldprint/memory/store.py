@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from fieldprint.anchor.artifact import check_digest
 from fieldprint.errors import FieldprintError, IntegrityError
-from fieldprint.memory.database import Database
+from fieldprint.memory.database import open_database
 from fieldprint.memory.encoder import Encoder
 from fieldprint.memory.labels import (
     Labels,
@@ -74,7 +74,7 @@ class MemoryStore:
             FieldprintError: there is no store, another encoder made it, or the database lacks what it needs.
         """
         self.encoder = encoder
-        self._database = Database(url, create=create)
+        self._database = open_database(url, create=create)
         make = PgvectorIndex if self._database.dialect == "postgresql" else SqliteIndex
         self._index: PgvectorIndex | SqliteIndex = make(encoder.dimensions)
         try:

@@ -19,7 +19,7 @@ from fieldprint.registry.events import (
     revocation_entry,
 )
 from fieldprint.registry.lineage import AnchorRecord
-from fieldprint.registry.state import Change, Refused, Registry
+from fieldprint.registry.state import Change, Refused, Registry, RegistryView, Standing
 from fieldprint.registry.status import StatusProof, prove_not_revoked, verify_not_revoked
 
 __all__ = [
@@ -32,6 +32,8 @@ __all__ = [
     "Promotion",
     "Refused",
     "Registry",
+    "RegistryView",
+    "Standing",
     "StatusProof",
     "append_event",
     "check_signers",

@@ -4,6 +4,7 @@ from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Protocol
 
 from fieldprint.anchor.policy import Policy
 from fieldprint.anchor.statements import (
@@ -16,17 +17,9 @@ from fieldprint.anchor.statements import (
     StatusRoot,
     Supersession,
 )
-from fieldprint.errors import FormatError
-from fieldprint.registry.events import (
-    Event,
-    EventError,
-    Promotion,
-    check_kind_signers,
-    check_signers,
-    event_type,
-    read_event,
-)
+from fieldprint.registry.events import Event, EventError, Promotion, check_kind_signers
 from fieldprint.registry.lineage import AnchorRecord, Lineage
+from fieldprint.registry.reading import Reading, read_entry
 from fieldprint.tlog.status import StatusTree
 
 MAX_REFUSED = 1000
@@ -55,6 +48,29 @@ class Change:
     type: str
     content: Statement | Promotion
     anchors: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a registry says of one anchor at one moment: all that `verify_anchor` asks.
+
+    registration, taint, revoked_ancestor: of its record; None and empty if it is not registered. revocation: whether
+    registered or not. newer: who superseded it for its kind. override: in force on it, its kind or everything.
+    """
+
+    registration: Registration | None
+    taint: frozenset[str]
+    revoked_ancestor: str | None
+    revocation: Revocation | None
+    newer: str | None
+    override: Override | None
+
+
+class RegistryView(Protocol):
+    """A registry, replayed in memory or stored in a database, as far as `verify_anchor` needs it."""
+
+    def standing(self, anchor: str, kind: str, now: datetime) -> Standing:
+        """What becomes of an anchor of this kind at this time."""
 
 
 @dataclass(slots=True)
@@ -121,6 +137,43 @@ class Registry:
         ]
         return max(found, key=lambda override: (override.action == "freeze", override.number), default=None)
 
+    def standing(self, anchor: str, kind: str, now: datetime) -> Standing:
+        """What is said of an anchor of this kind at this time."""
+        record = self.anchors.get(anchor)
+        return Standing(
+            registration=None if record is None else record.registration,
+            taint=frozenset() if record is None else record.taint,
+            revoked_ancestor=None if record is None else record.revoked_ancestor,
+            revocation=self.revoked.get(anchor),
+            newer=self.superseded.get((anchor, kind)),
+            override=self.override_on(now, anchor=anchor, kind=kind),
+        )
+
+    def restore(
+        self,
+        position: int,
+        registrations: Iterable[tuple[int, Registration]],
+        endorsements: Iterable[tuple[str, tuple[str, ...]]],
+        promotions: Iterable[tuple[str, int]],
+        revocations: Iterable[Revocation],
+        last_number: int,
+    ) -> None:
+        """Take in what was believed before, each in the order of the log; `superseded` and the others are set directly.
+
+        Taint and revoked ancestors are computed anew: with all endorsements known before, one pass over the registrations
+        gives what the log's order gave, because taint follows from the formula and not from the order of endorsing.
+        """
+        self.position, self._last_number = position, last_number
+        for anchor, labels in endorsements:
+            self._lineage.endorse(anchor, labels)
+        for index, registration in registrations:
+            record = self._lineage.add(index, registration)
+            record.superseded_by = self.superseded.get((registration.anchor, registration.kind))
+        for anchor, index in promotions:
+            self.anchors[anchor].promotions.append(index)
+        for revocation in revocations:
+            self._revoke(revocation)
+
     def apply(self, index: int, entry: bytes) -> Change | None:
         """Believe the log's entry at `index`, or change nothing: the one place where that is decided.
 
@@ -129,23 +182,27 @@ class Registry:
         Raises:
             ValueError: an entry at this index or behind it was applied before.
         """
+        return self.believe(index, read_entry(entry, self.policy))
+
+    def believe(self, index: int, read: Reading) -> Change | None:
+        """As `apply`, of an entry that `read_entry` has read with this registry's policy."""
         if index < self.position:
             raise ValueError(f"index {index} was applied before; the next is {self.position}")
         self.position = index + 1
-        kind = event_type(entry)
-        if kind is None:
+        if read.type is None:
             return None
-        try:
-            event = read_event(kind, entry, self.policy)
-            check_signers(event, self.policy)
-            anchors = self._believe(index, event)
-        except (FormatError, EventError) as error:
-            why = error.why if isinstance(error, EventError) else "malformed"
-            self.refused.append(Refused(index, kind, why, str(error)))
-            self.num_refused += 1
-            return None
-        self.believed[kind] += 1
-        return Change(index, kind, event.content, tuple(anchors))
+        refused = read.refused
+        if read.event is not None:
+            try:
+                anchors = self._believe(index, read.event)
+                self.believed[read.type] += 1
+                return Change(index, read.type, read.event.content, tuple(anchors))
+            except EventError as error:
+                refused = (error.why, str(error))
+        why, what = refused or ("malformed", "it was not read")
+        self.refused.append(Refused(index, read.type, why, what))
+        self.num_refused += 1
+        return None
 
     def _believe(self, index: int, event: Event) -> list[str]:
         """Check first, then change; gives the registered anchors that changed."""
@@ -159,7 +216,7 @@ class Registry:
             case Endorsement():
                 if event.content.anchor in self.revoked:
                     raise EventError("revoked", "the endorsed anchor is revoked")
-                return self._lineage.endorse(event.content.anchor, event.content.labels)
+                return self._endorse(event.content)
             case Revocation():
                 return self._revoke(event.content)
             case Override():
@@ -262,6 +319,11 @@ class Registry:
             return []
         record.revocation = new
         return [new.anchor, *self._lineage.revoked(new.anchor)]
+
+    def _endorse(self, new: Endorsement) -> list[str]:
+        changed = self._lineage.endorse(new.anchor, new.labels)
+        registered = [new.anchor] if new.anchor in self.anchors else []  # its taint may be what it was
+        return list(dict.fromkeys(registered + changed))
 
     def _override(self, new: Override) -> list[str]:
         if new.number <= self._last_number:
