@@ -23,6 +23,16 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(request.getfixturevalue("postgres_url"))
 
 
+def told(watch: RegistryWatch, seconds: float = 0.1) -> bool:
+    """Whether it tells of a change within the time that an engine may take to learn of one: a server takes a moment."""
+    end = time.perf_counter() + seconds
+    while not watch.poll():
+        if time.perf_counter() > end:
+            return False
+        time.sleep(0.001)
+    return True
+
+
 def test_each_sync_is_told_once(url: str, tmp_path: Path) -> None:
     made = anchor("a")
     folder = tmp_path / "log"
@@ -30,19 +40,17 @@ def test_each_sync_is_told_once(url: str, tmp_path: Path) -> None:
     with RegistryDatabase(url, create=True) as database, RegistryWatch(url) as watch:
         assert not watch.poll()
         database.sync(reader, POLICY)
-        assert watch.poll()
+        assert told(watch)
         assert not watch.poll()
         database.sync(reader, POLICY)
         assert not watch.poll()  # there was nothing to write
         append(folder, [revoke(made)])
         reader.refresh()
         database.sync(reader, POLICY)
-        began = time.perf_counter()
-        assert watch.poll()
-        assert time.perf_counter() - began < 0.1
+        assert told(watch)
         assert list(database.revoked()) == [made.anchor]
         database.rebuild(reader, POLICY)
-        assert watch.poll() and not watch.poll()
+        assert told(watch) and not watch.poll()
 
 
 def test_what_is_rolled_back_is_not_told(url: str, tmp_path: Path) -> None:
@@ -62,7 +70,7 @@ def test_several_watches_hear_the_same(url: str, tmp_path: Path) -> None:
     with RegistryDatabase(url, create=True) as database:
         watches = [RegistryWatch(url, heartbeat=0) for _ in range(3)]
         database.sync(reader, POLICY)
-        assert [watch.poll() for watch in watches] == [True] * 3
+        assert [told(watch) for watch in watches] == [True] * 3
         assert [watch.poll() for watch in watches] == [False] * 3
         for watch in watches:
             watch.close()
