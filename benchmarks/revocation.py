@@ -136,7 +136,7 @@ def measure(name: str, url: str, count: int, rounds: int) -> list[dict[str, Any]
         database.sync(reader, POLICY)
         with workers(count, url, POLICY.to_bytes()) as pipes:
             for number in range(rounds):
-                made: Registration = anchor(f"anchor {number}")
+                made: Registration = anchor(f"anchor-{number}")
                 append_event(log, POLICY, sign(made))
                 reader.refresh()
                 database.sync(reader, POLICY)

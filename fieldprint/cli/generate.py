@@ -5,7 +5,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from fieldprint.cli.stream import JsonStream, TerminalStream
     from fieldprint.generate import Event
     from fieldprint.pipeline import Answer
+    from fieldprint.registry.watched import WatchedDatabase
 
 
 def promote(
@@ -107,6 +109,14 @@ def generate(
     engine: Annotated[
         str, typer.Option("--engine", help="This engine's name, for orders of the scope engine.")
     ] = "engine",
+    registry: Annotated[
+        str | None,
+        typer.Option(
+            "--database",
+            envvar="FIELDPRINT_REGISTRY",
+            help="The registry's database (a file, or PostgreSQL's URL), watched for revocations and overrides.",
+        ),
+    ] = None,
     orders: OrdersPlace = None,
     last_signed: LastSignedFile = None,
     quorum: QuorumFile = None,
@@ -154,6 +164,7 @@ def generate(
         with (
             open_cosigner(quorum, trusted) as cosigner,
             open_writer(log, log_key, trusted, last_signed, cosign=cosigner) as writer,
+            _watched(registry) as watched,
         ):
             answers = run(
                 requests,
@@ -168,6 +179,7 @@ def generate(
                 on_event=progress,
                 interrupt=interrupt,
                 name=engine,
+                registry=watched,
                 orders=None if orders is None else OrdersFile(orders, trusted),
             )
     finally:
@@ -207,6 +219,17 @@ def generate(
     warn(cosigner.shortfall)
     if interrupt.is_set():
         raise typer.Exit(130)
+
+
+@contextmanager
+def _watched(url: str | None) -> "Iterator[WatchedDatabase | None]":
+    if url is None:
+        yield None
+        return
+    from fieldprint.registry.watched import WatchedDatabase
+
+    with WatchedDatabase(url) as watched:
+        yield watched
 
 
 def _written(answer: "Answer", folder: Path) -> str:
