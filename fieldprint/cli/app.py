@@ -7,12 +7,28 @@ from typing import Annotated
 
 import typer
 
-from fieldprint.cli import anchor, audit, generate, keys, log, memory, policy, proof, serve, verify, witness
+from fieldprint.cli import (
+    anchor,
+    audit,
+    events,
+    generate,
+    keys,
+    log,
+    memory,
+    policy,
+    proof,
+    registry,
+    serve,
+    verify,
+    witness,
+)
 from fieldprint.cli.output import printable
 from fieldprint.errors import FieldprintError
 
 EXTRAS = dict.fromkeys(("torch", "transformers", "safetensors", "numpy"), "demo") | {
-    "obstore": "s3"
+    "obstore": "s3",
+    "sqlalchemy": "registry",
+    "psycopg": "registry",
 }  # what the base install leaves out, and which extra brings it
 
 app = typer.Typer(
@@ -44,7 +60,10 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(policy.app, name="policy")
 app.add_typer(anchor.app, name="anchor")
 app.add_typer(log.app, name="log")
+app.add_typer(registry.app, name="registry")
 app.add_typer(memory.app, name="memory")
+anchor.app.command("endorse")(events.anchor_endorse)
+anchor.app.command("supersede")(events.anchor_supersede)
 log.app.command("audit")(audit.log_audit)
 log.app.command("serve")(serve.log_serve)
 log.app.command("proof")(proof.log_proof)

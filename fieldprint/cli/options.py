@@ -46,3 +46,5 @@ QuorumFile = Annotated[
 WitnessTimeout = Annotated[
     float, typer.Option("--timeout", min=0.1, max=3600, help="Seconds to wait for the witnesses.")
 ]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and change nothing.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask before what cannot be undone.")]
