@@ -15,6 +15,7 @@ from itertools import islice
 from typing import Any, Self
 
 from sqlalchemy import (
+    Column,
     Connection,
     Row,
     Select,
@@ -99,11 +100,29 @@ def _standing_query() -> Select[Any]:
     )
 
 
+def _walk_query(here: Column[str], there: Column[str]) -> Select[Any]:
+    """Everybody who is reached by steps from `here` to `there`."""
+    walk = select(there.label("digest")).where(here == bindparam("anchor")).cte(recursive=True)
+    walk = walk.union(select(there).join(walk, here == walk.c.digest))
+    reached = select(ANCHORS.c.digest).join(walk, ANCHORS.c.digest == walk.c.digest)
+    return reached.order_by(ANCHORS.c.entry)
+
+
 STANDING = _standing_query()
+ANCESTORS = _walk_query(LINEAGE.c.child, LINEAGE.c.parent)
+DESCENDANTS = _walk_query(LINEAGE.c.parent, LINEAGE.c.child)
 IN_FORCE = select(OVERRIDES).where(OVERRIDES.c.lifted.is_(None)).order_by(OVERRIDES.c.number)
 BY_DIGEST = select(ANCHORS).where(ANCHORS.c.digest == bindparam("anchor"))
 PROMOTED = (
     select(PROMOTIONS.c.entry).where(PROMOTIONS.c.anchor == bindparam("anchor")).order_by(PROMOTIONS.c.entry)
+)
+ACTIVE = (
+    select(ANCHORS)
+    .where(
+        ANCHORS.c.kind == bindparam("kind"), ANCHORS.c.name == bindparam("name"), ANCHORS.c.state == "active"
+    )
+    .order_by(ANCHORS.c.entry.desc())
+    .limit(1)
 )
 REVOKED = select(REVOCATIONS).where(REVOCATIONS.c.anchor == bindparam("anchor"))
 
@@ -379,7 +398,9 @@ class RegistryDatabase:
 
     def active(self, kind: str, name: str) -> AnchorRecord | None:
         """The active anchor of this kind and name; the newest, if there are several."""
-        return next(iter(self.anchors(kind=kind, name=name, state="active", limit=1)), None)
+        with self._database.reading() as connection:
+            row = connection.execute(ACTIVE, {"kind": kind, "name": name}).first()
+            return None if row is None else _record(connection, row)
 
     def resolve(self, prefix: str) -> str:
         """The digest of the registered anchor that begins with these hex digits.
@@ -399,18 +420,15 @@ class RegistryDatabase:
 
     def ancestors(self, digest: str) -> list[str]:
         """All from whom the anchor descends, in the order of registration."""
-        return self._walk(digest, "child", "parent")
+        return self._walk(ANCESTORS, digest)
 
     def descendants(self, digest: str) -> list[str]:
         """All who descend from the anchor, in the order of registration."""
-        return self._walk(digest, "parent", "child")
+        return self._walk(DESCENDANTS, digest)
 
-    def _walk(self, digest: str, here: str, there: str) -> list[str]:
-        walk = select(LINEAGE.c[there].label("digest")).where(LINEAGE.c[here] == digest).cte(recursive=True)
-        walk = walk.union(select(LINEAGE.c[there]).join(walk, LINEAGE.c[here] == walk.c.digest))
-        query = select(ANCHORS.c.digest).join(walk, ANCHORS.c.digest == walk.c.digest)
+    def _walk(self, query: Select[Any], digest: str) -> list[str]:
         with self._database.reading() as connection:
-            return list(connection.execute(query.order_by(ANCHORS.c.entry)).scalars())
+            return list(connection.execute(query, {"anchor": digest}).scalars())
 
     def revoked(self) -> dict[str, Revocation]:
         """The revocations by digest, whether registered or not, in the order of the log."""
