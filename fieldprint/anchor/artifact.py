@@ -244,7 +244,7 @@ def check_digest(value: object, what: str) -> None:
 
 def format_time(time: datetime) -> str:
     """RFC 3339 in UTC: 2026-11-24T00:00:00Z."""
-    return time.astimezone(UTC).isoformat(timespec="seconds")[:19] + "Z"
+    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def parse_time(text: object) -> datetime:

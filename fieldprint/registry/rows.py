@@ -7,7 +7,6 @@ from itertools import islice
 from typing import Any
 
 from sqlalchemy import Connection, Row, Table, bindparam, delete, insert, select, update
-from sqlalchemy.sql.compiler import SQLCompiler
 
 from fieldprint.anchor.artifact import format_time, parse_time
 from fieldprint.anchor.statements import (
@@ -95,7 +94,7 @@ def _insert(connection: Connection, table: Table, rows: Iterable[Mapping[str, An
     if not values:
         return
     compiled = insert(table).compile(dialect=connection.dialect, column_keys=list(table.c.keys()))
-    order = compiled.positiontup if isinstance(compiled, SQLCompiler) else None  # None: it wants names
+    order: Sequence[str] | None = getattr(compiled, "positiontup", None)  # None: the driver wants names
     given: Any = values if order is None else [tuple(row[name] for name in order) for row in values]
     connection.exec_driver_sql(str(compiled), given)
 
