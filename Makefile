@@ -8,7 +8,7 @@ READY  := $(VENV)/.ready
 SMALL_KERNELS := $(VENV)/bin/python -m pytest -q tests/attention/test_decode.py tests/blake3/test_pages.py \
 	-k 'kernel_equals_naive or repeated or pages_equal'
 
-.PHONY: demo test sanitize lint interop protocol fuzz bench bench-audit bench-gpu bench-log bench-memory crash-log faults figures docs clean
+.PHONY: demo test sanitize lint interop protocol fuzz bench bench-audit bench-gpu bench-log bench-memory bench-registry crash-log faults figures docs clean
 
 demo: $(READY)  ## the whole story on a real model, into demo-out/
 	$(VENV)/bin/fieldprint demo
@@ -54,6 +54,9 @@ bench-log: $(READY)  ## the log: durable appends, latency, proofs, growth to 10^
 
 bench-memory: $(READY)  ## finding memories as they grow to 10^6: latency, recall, bytes (2 GB in $$TMPDIR)
 	$(VENV)/bin/python -m benchmarks.memory
+
+bench-registry: $(READY)  ## the registry as it grows to 10^5 anchors: verify, look-ups, sync, rebuild; SQLite and PostgreSQL
+	$(VENV)/bin/python -m benchmarks.registry
 
 crash-log: $(READY)  ## kill the log's writer at every call and at random; nothing acknowledged may be lost
 	$(VENV)/bin/python -m benchmarks.crash_log

@@ -1,20 +1,19 @@
 """`fieldprint anchor`."""
 
 import json
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from fieldprint.cli.cosigning import open_cosigner, warn
+from fieldprint.cli.cosigning import warn
+from fieldprint.cli.events import Place, append
 from fieldprint.cli.inputs import (
     open_model,
     open_policy,
     open_registry,
     open_signers,
-    open_writer,
     read_input,
     write_new,
 )
@@ -82,7 +81,7 @@ def anchor_sign(
 
     place = None
     if policy is not None and log is not None and log_key is not None:
-        place = _Place(policy, log, log_key, last_signed, quorum)
+        place = Place(policy, log, log_key, last_signed, quorum)
     elif (policy, log, log_key) != (None, None, None):
         raise typer.BadParameter(
             "--policy, --log and --log-key belong together: with all three it is registered"
@@ -110,7 +109,7 @@ def anchor_sign(
     if place is None:
         print_result(fields, as_json, said)
         return
-    index, warning = _append(place, registration_entry(sign_registration(artifact, signers)))
+    index, warning = append(place, registration_entry(sign_registration(artifact, signers)))
     print_result(
         fields | {"index": index, "warning": warning or None},
         as_json,
@@ -141,7 +140,7 @@ def anchor_register(
 
     artifact = AnchorArtifact.from_bytes(Envelope.from_bytes(read_input(file)).payload)
     entry = registration_entry(sign_registration(artifact, open_signers(key, passphrase_file)))
-    index, warning = _append(_Place(policy, log, log_key, last_signed, quorum), entry)
+    index, warning = append(Place(policy, log, log_key, last_signed, quorum), entry)
     print_result(
         {"anchor": artifact.digest, "index": index, "warning": warning or None},
         as_json,
@@ -262,34 +261,10 @@ def anchor_revoke(
     digest = AnchorArtifact.from_bytes(Envelope.from_bytes(read_input(file)).payload).digest
     now = datetime.now(UTC).replace(microsecond=0)
     entry = revocation_entry(sign_revocation(digest, reason, now, open_signers(key, passphrase_file)))
-    index, warning = _append(_Place(policy, log, log_key, last_signed, quorum), entry)
+    index, warning = append(Place(policy, log, log_key, last_signed, quorum), entry)
     print_result(
         {"anchor": digest, "index": index, "warning": warning or None},
         as_json,
         f"revoked {digest[:16]}: entry {index} of {log}",
     )
     warn(warning)
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where an event goes: what the options say."""
-
-    policy: Path
-    log: str
-    log_key: Path
-    last_signed: Path | None
-    quorum: Path | None
-
-
-def _append(place: _Place, entry: bytes) -> tuple[int, str]:
-    """The index of the event's entry, and what the witnesses fell short of."""
-    from fieldprint.registry import append_event
-
-    trusted = open_policy(place.policy)
-    with (
-        open_cosigner(place.quorum, trusted) as cosigner,
-        open_writer(place.log, place.log_key, trusted, place.last_signed, cosign=cosigner) as writer,
-    ):
-        index = append_event(writer, trusted, entry)
-    return index, cosigner.shortfall

@@ -10,6 +10,7 @@ import typer
 from fieldprint.cli import (
     anchor,
     audit,
+    events,
     generate,
     keys,
     log,
@@ -17,6 +18,7 @@ from fieldprint.cli import (
     override,
     policy,
     proof,
+    registry,
     serve,
     verify,
     witness,
@@ -25,7 +27,9 @@ from fieldprint.cli.output import printable
 from fieldprint.errors import FieldprintError
 
 EXTRAS = dict.fromkeys(("torch", "transformers", "safetensors", "numpy"), "demo") | {
-    "obstore": "s3"
+    "obstore": "s3",
+    "sqlalchemy": "registry",
+    "psycopg": "registry",
 }  # what the base install leaves out, and which extra brings it
 
 app = typer.Typer(
@@ -58,7 +62,10 @@ app.add_typer(policy.app, name="policy")
 app.add_typer(anchor.app, name="anchor")
 app.add_typer(override.app, name="override")
 app.add_typer(log.app, name="log")
+app.add_typer(registry.app, name="registry")
 app.add_typer(memory.app, name="memory")
+anchor.app.command("endorse")(events.anchor_endorse)
+anchor.app.command("supersede")(events.anchor_supersede)
 log.app.command("audit")(audit.log_audit)
 log.app.command("serve")(serve.log_serve)
 log.app.command("proof")(proof.log_proof)

@@ -17,9 +17,9 @@ from fieldprint.cli.inputs import (
     read_input,
     write_new,
 )
-from fieldprint.cli.memory_tables import print_found, print_memory, progress_bar
-from fieldprint.cli.options import Json, ModelFolder, PassphraseFile, SigningKeys
-from fieldprint.cli.output import print_result
+from fieldprint.cli.memory_tables import print_found, print_memory
+from fieldprint.cli.options import DryRun, Json, ModelFolder, PassphraseFile, SigningKeys
+from fieldprint.cli.output import print_result, progress_bar
 from fieldprint.errors import FieldprintError, FormatError, ModelError
 
 if TYPE_CHECKING:
@@ -50,7 +50,6 @@ Kinds = Annotated[
 Time = Annotated[
     str | None, typer.Option("--time", help="When it was, as 2026-11-24T00:00:00Z; without it now.")
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and change nothing.")]
 
 
 @app.command("add")
@@ -106,7 +105,7 @@ def _add_lines(store: str, path: Path, given: dict[str, Any], dry_run: bool, as_
         fields = {"read": len(memories), "dry_run": True}
         print_result(fields, as_json, f"{len(memories)} memories would be added")
         return
-    with _open(store, create=True) as opened, progress_bar(len(memories), as_json) as advance:
+    with _open(store, create=True) as opened, progress_bar("adding", len(memories), as_json) as advance:
         added = opened.add_many(memories, progress=advance)
     print_result(
         {"added": len(added.new), "known": added.known, "store": store},

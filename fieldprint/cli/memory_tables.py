@@ -1,14 +1,13 @@
 """What `fieldprint memory` prints: tables on a terminal, one JSON object with `--json`."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from fieldprint.cli.output import printable
+from fieldprint.cli.output import print_table
 
 if TYPE_CHECKING:
     from fieldprint.memory import Found, Memory, Packed
@@ -47,7 +46,7 @@ def print_memory(
     if as_json:
         typer.echo(json.dumps(fields | more, ensure_ascii=False))
         return
-    _table(title, ("what", "value"), [(name, _cell(value)) for name, value in (fields | more).items()])
+    print_table(title, ("what", "value"), [(name, _cell(value)) for name, value in (fields | more).items()])
 
 
 def print_found(
@@ -69,7 +68,7 @@ def print_found(
         )
         for each in found
     ]
-    _table(f"{len(found)} memories", ("cosine", "id", "kind", "labels", "text"), cells)
+    print_table(f"{len(found)} memories", ("cosine", "id", "kind", "labels", "text"), cells)
     if packed is not None:
         typer.echo(
             f"{'packed ' + str(out) if out else 'would be packed'}: candidate {packed.candidate.digest[:16]}, "
@@ -79,19 +78,6 @@ def print_found(
             typer.echo(
                 f"left out, with a control token in it: {', '.join(key[:16] for key in packed.refused)}"
             )
-
-
-@contextmanager
-def progress_bar(total: int, as_json: bool) -> Iterator[Callable[[int], object]]:
-    """A function that is told how many memories are done, and shows it where standard error is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    shown = (TextColumn("adding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*shown, console=console, disable=as_json or not console.is_terminal) as progress:
-        task = progress.add_task("adding", total=total)
-        yield lambda done: progress.update(task, completed=done)
 
 
 def _candidate(packed: "Packed", out: Path | None) -> dict[str, Any]:
@@ -104,19 +90,6 @@ def _candidate(packed: "Packed", out: Path | None) -> dict[str, Any]:
         "parents": list(artifact.parents),
         "refused": list(packed.refused),
     }
-
-
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=title)
-    for column in columns:
-        table.add_column(column, no_wrap=column in ("cosine", "id", "what"))
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))  # a memory's text is no markup
-    Console().print(table)
 
 
 def _cell(value: Any) -> str:

@@ -54,3 +54,5 @@ OrdersPlace = Annotated[
         help="File of signed overrides and lifts, looked at before every step; see `fieldprint override`.",
     ),
 ]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and change nothing.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask before what cannot be undone.")]

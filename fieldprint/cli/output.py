@@ -1,6 +1,8 @@
 """What commands print."""
 
 import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -14,3 +16,30 @@ def print_result(fields: dict[str, Any], as_json: bool, text: str) -> None:
 def printable(text: str) -> str:
     """`text` with what could steer a terminal replaced by a question mark."""
     return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table; what is in the cells is no markup and steers no terminal."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title)
+    for column in columns:
+        table.add_column(column, no_wrap=column in ("cosine", "id", "what", "anchor"))
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    Console().print(table)
+
+
+@contextmanager
+def progress_bar(what: str, total: int, as_json: bool) -> Iterator[Callable[[int], object]]:
+    """A function that is told how many are done, and shows it where standard error is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    shown = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*shown, console=console, disable=as_json or not console.is_terminal) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda done: progress.update(task, completed=done)

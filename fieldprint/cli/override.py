@@ -13,12 +13,14 @@ from rich.table import Table
 from fieldprint.cli.cosigning import open_cosigner, warn
 from fieldprint.cli.inputs import open_policy, open_signers, open_writer
 from fieldprint.cli.options import (
+    DryRun,
     Json,
     LastSignedFile,
     PassphraseFile,
     PolicyFile,
     QuorumFile,
     SigningKeys,
+    Yes,
 )
 from fieldprint.cli.output import print_result
 from fieldprint.errors import FieldprintError
@@ -48,8 +50,6 @@ Hours = Annotated[
 ]
 LogPlaceOrNone = Annotated[str | None, typer.Option("--log", help="Append the order to this log too.")]
 LogKeyOrNone = Annotated[Path | None, typer.Option("--log-key", help="Private key of that log.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be ordered, and order nothing.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Do not ask before everything is stopped.")]
 
 
 @app.command("bypass")

@@ -2,9 +2,25 @@
 
 from fieldprint.anchor.policy import Policy
 from fieldprint.registry.events import EventError
-from fieldprint.registry.state import Registry
+from fieldprint.registry.state import Change, Registry
 from fieldprint.tlog.reader import LogReader
 from fieldprint.tlog.writer import LogWriter
+
+
+def believe_event(registry: Registry, entry: bytes) -> Change:
+    """What the registry makes of the event as the next entry of its log; it has applied it then.
+
+    Raises:
+        EventError: it is refused, with the name that the registry gives.
+    """
+    index = registry.position
+    change = registry.apply(index, entry)
+    if change is None:
+        refused = registry.refused[-1] if registry.refused else None
+        if refused is None or refused.index != index:
+            raise EventError("malformed", "it is no event")
+        raise EventError(refused.why, f"the registry refuses it ({refused.why}): {refused.what}")
+    return change
 
 
 def append_event(log: LogWriter, policy: Policy, entry: bytes) -> int:
@@ -16,11 +32,5 @@ def append_event(log: LogWriter, policy: Policy, entry: bytes) -> int:
         EventError: it is refused, with the name that the registry gives; the log is as it was.
         LogError: the log cannot be read or written.
     """
-    registry = Registry.replay(LogReader(log.source, [policy.log_key]).entries(), policy)
-    index = registry.position
-    if registry.apply(index, entry) is None:
-        refused = registry.refused[-1] if registry.refused else None
-        if refused is None or refused.index != index:
-            raise EventError("malformed", "it is no event")
-        raise EventError(refused.why, f"the registry refuses it ({refused.why}): {refused.what}")
+    believe_event(Registry.replay(LogReader(log.source, [policy.log_key]).entries(), policy), entry)
     return log.append([entry]).first_index

@@ -18,9 +18,6 @@ from sqlalchemy import (
     Connection,
     Row,
     Select,
-    String,
-    and_,
-    bindparam,
     delete,
     func,
     insert,
@@ -32,10 +29,20 @@ from sqlalchemy import (
 
 from fieldprint.anchor.artifact import check_digest, parse_time
 from fieldprint.anchor.policy import Policy
-from fieldprint.anchor.statements import Override, Revocation
+from fieldprint.anchor.statements import Override, Revocation, strongest
 from fieldprint.database import Database
 from fieldprint.errors import FieldprintError
 from fieldprint.registry.lineage import AnchorRecord
+from fieldprint.registry.queries import (
+    ACTIVE,
+    ANCESTORS,
+    BY_DIGEST,
+    DESCENDANTS,
+    IN_FORCE,
+    PROMOTED,
+    REVOKED,
+    STANDING,
+)
 from fieldprint.registry.reading import Reading, read_ahead
 from fieldprint.registry.rows import (
     Mark,
@@ -49,15 +56,11 @@ from fieldprint.registry.state import Change, Registry, Standing
 from fieldprint.registry.tables import (
     ANCHORS,
     COUNTS,
-    LINEAGE,
     METADATA,
-    OVERRIDES,
     POSITION,
-    PROMOTIONS,
     REFUSED,
     REVOCATIONS,
     STATUSES,
-    SUPERSESSIONS,
     VERSION,
 )
 from fieldprint.tlog.reader import LogReader
@@ -81,31 +84,6 @@ class Position:
     next: int
     root: str
     policy: str
-
-
-def _standing_query() -> Select[Any]:
-    """One row, whether anything is known of the anchor or not: what must belong together is read at once."""
-    anchor, kind = bindparam("anchor", type_=String), bindparam("kind", type_=String)
-    asked = select(anchor.label("asked")).subquery()
-    return select(
-        ANCHORS,
-        REVOCATIONS.c.reason.label("revoked_reason"),
-        REVOCATIONS.c.time.label("revoked_time"),
-        SUPERSESSIONS.c.newer.label("newer"),
-    ).select_from(
-        asked.outerjoin(ANCHORS, ANCHORS.c.digest == anchor)
-        .outerjoin(REVOCATIONS, REVOCATIONS.c.anchor == anchor)
-        .outerjoin(SUPERSESSIONS, and_(SUPERSESSIONS.c.older == anchor, SUPERSESSIONS.c.kind == kind))
-    )
-
-
-STANDING = _standing_query()
-IN_FORCE = select(OVERRIDES).where(OVERRIDES.c.lifted.is_(None)).order_by(OVERRIDES.c.number)
-BY_DIGEST = select(ANCHORS).where(ANCHORS.c.digest == bindparam("anchor"))
-PROMOTED = (
-    select(PROMOTIONS.c.entry).where(PROMOTIONS.c.anchor == bindparam("anchor")).order_by(PROMOTIONS.c.entry)
-)
-REVOKED = select(REVOCATIONS).where(REVOCATIONS.c.anchor == bindparam("anchor"))
 
 
 class RegistryDatabase:
@@ -352,7 +330,7 @@ class RegistryDatabase:
             revoked_ancestor=row.revoked_ancestor,
             revocation=revocation,
             newer=row.newer,
-            override=_strongest(found, now, anchor=anchor, kind=kind),
+            override=strongest(found, now, anchor=anchor, kind=kind),
         )
 
     def anchor(self, digest: str) -> AnchorRecord | None:
@@ -379,7 +357,9 @@ class RegistryDatabase:
 
     def active(self, kind: str, name: str) -> AnchorRecord | None:
         """The active anchor of this kind and name; the newest, if there are several."""
-        return next(iter(self.anchors(kind=kind, name=name, state="active", limit=1)), None)
+        with self._database.reading() as connection:
+            row = connection.execute(ACTIVE, {"kind": kind, "name": name}).first()
+            return None if row is None else _record(connection, row)
 
     def resolve(self, prefix: str) -> str:
         """The digest of the registered anchor that begins with these hex digits.
@@ -399,18 +379,15 @@ class RegistryDatabase:
 
     def ancestors(self, digest: str) -> list[str]:
         """All from whom the anchor descends, in the order of registration."""
-        return self._walk(digest, "child", "parent")
+        return self._walk(ANCESTORS, digest)
 
     def descendants(self, digest: str) -> list[str]:
         """All who descend from the anchor, in the order of registration."""
-        return self._walk(digest, "parent", "child")
+        return self._walk(DESCENDANTS, digest)
 
-    def _walk(self, digest: str, here: str, there: str) -> list[str]:
-        walk = select(LINEAGE.c[there].label("digest")).where(LINEAGE.c[here] == digest).cte(recursive=True)
-        walk = walk.union(select(LINEAGE.c[there]).join(walk, LINEAGE.c[here] == walk.c.digest))
-        query = select(ANCHORS.c.digest).join(walk, ANCHORS.c.digest == walk.c.digest)
+    def _walk(self, query: Select[Any], digest: str) -> list[str]:
         with self._database.reading() as connection:
-            return list(connection.execute(query.order_by(ANCHORS.c.entry)).scalars())
+            return list(connection.execute(query, {"anchor": digest}).scalars())
 
     def revoked(self) -> dict[str, Revocation]:
         """The revocations by digest, whether registered or not, in the order of the log."""
@@ -428,7 +405,7 @@ class RegistryDatabase:
         self, now: datetime, *, anchor: str | None = None, kind: str | None = None, engine: str | None = None
     ) -> Override | None:
         """As that of `Registry`: a freeze before a bypass, then the newest."""
-        return _strongest(self.overrides(now), now, anchor=anchor, kind=kind, engine=engine)
+        return strongest(self.overrides(now), now, anchor=anchor, kind=kind, engine=engine)
 
     def summary(self) -> dict[str, Any]:
         """Anchors by state, events by type, and the last status root."""
@@ -453,11 +430,6 @@ class RegistryDatabase:
             for table in sorted(METADATA.tables.values(), key=lambda table: table.name):
                 for row in connection.execute(select(table).order_by(*table.primary_key)).mappings():
                     yield json.dumps({"table": table.name, **row}, sort_keys=True, separators=(",", ":"))
-
-
-def _strongest(found: list[Override], now: datetime, **of: str | None) -> Override | None:
-    matching = [each for each in found if each.holds(now) and each.concerns(**of)]
-    return max(matching, key=lambda each: (each.action == "freeze", each.number), default=None)
 
 
 def _digest(policy: Policy) -> str:

@@ -89,9 +89,14 @@ def _write_refused(connection: Connection, registry: Registry, first: int) -> No
 
 
 def _insert(connection: Connection, table: Table, rows: Iterable[Mapping[str, Any]]) -> None:
+    """The driver gets the rows as they are: texts and integers need none of SQLAlchemy's work on each value."""
     values = list(rows)
-    if values:
-        connection.execute(insert(table), values)
+    if not values:
+        return
+    compiled = insert(table).compile(dialect=connection.dialect, column_keys=list(table.c.keys()))
+    order: Sequence[str] | None = getattr(compiled, "positiontup", None)  # None: the driver wants names
+    given: Any = values if order is None else [tuple(row[name] for name in order) for row in values]
+    connection.exec_driver_sql(str(compiled), given)
 
 
 def _update_anchors(connection: Connection, records: Sequence[AnchorRecord]) -> None:

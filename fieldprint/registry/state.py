@@ -16,6 +16,7 @@ from fieldprint.anchor.statements import (
     Statement,
     StatusRoot,
     Supersession,
+    strongest,
 )
 from fieldprint.registry.events import Event, EventError, Promotion, check_kind_signers
 from fieldprint.registry.lineage import AnchorRecord, Lineage
@@ -130,12 +131,7 @@ class Registry:
         self, now: datetime, *, anchor: str | None = None, kind: str | None = None, engine: str | None = None
     ) -> Override | None:
         """The override in force on this anchor, kind or engine: a freeze before a bypass, then the newest."""
-        found = [
-            override
-            for override in self.overrides.values()
-            if override.holds(now) and override.concerns(anchor=anchor, kind=kind, engine=engine)
-        ]
-        return max(found, key=lambda override: (override.action == "freeze", override.number), default=None)
+        return strongest(self.overrides.values(), now, anchor=anchor, kind=kind, engine=engine)
 
     def standing(self, anchor: str, kind: str, now: datetime) -> Standing:
         """What is said of an anchor of this kind at this time."""
