@@ -3,7 +3,8 @@
 Each worker is a process with an engine on the demo model's first layers, whose gate watches the registry's database. All decode when a
 revocation is appended to the log and synced to the database; each says when its gate ruled, which is before it starts
 another step. Time counts from the moment when the append to the log is called (`from the call`), and from the moment when the
-database has it (`from the commit`). Workers that share cores decode slowly: a step's time is in the rows too.
+database has it (`from the commit`), in milliseconds and in steps: of the step that the worker was in. The goal is 100 ms or one step.
+Workers that share cores decode slowly, and so does whoever revokes: a step's time is in the rows too.
 """
 
 import argparse
@@ -31,7 +32,6 @@ from fieldprint.tlog import LogReader, LogWriter
 WORKERS = 8
 ROUNDS = 25
 LAYERS = 4
-GOAL_MS = 100.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ def measure(name: str, url: str, count: int, rounds: int) -> list[dict[str, Any]
     from tests.registry.world import LOG, OWNER, POLICY, SECOND, TIME, NoteSigner, anchor, sign
 
     draw = random.Random(0)  # noqa: S311 - when to revoke, not a secret
-    calls, commits, steps = [], [], []
+    calls, commits, within, steps = [], [], [], []
     with (
         tempfile.TemporaryDirectory() as folder,
         LogWriter(Path(folder) / "log", NoteSigner("test/log", LOG), create=True) as log,
@@ -155,18 +155,25 @@ def measure(name: str, url: str, count: int, rounds: int) -> list[dict[str, Any]
                     found: Round = pipe.recv()
                     calls.append(1e3 * (found.ruled_at - called))
                     commits.append(1e3 * (found.ruled_at - committed))
+                    within.append(commits[-1] / found.steps[-1])
                     steps += found.steps
                 print(f"{name}: {number + 1} of {rounds}", end="\r", file=sys.stderr, flush=True)  # noqa: T201
     cell = f"{name}, {count} workers"
     rows = []
-    for metric, values in (("from the call", calls), ("from the commit", commits), ("a decode step", steps)):
+    measured = (
+        ("from the call", "ms", calls),
+        ("from the commit", "ms", commits),
+        ("from the commit", "steps", within),
+        ("a decode step", "ms", steps),
+    )
+    for metric, unit, values in measured:
         for share in (0.5, 0.99):
             rows.append({
                 "cell": cell,
                 "metric": f"{metric}, p{share * 100:g}",
-                "unit": "ms",
+                "unit": unit,
                 "ours": round(quantile(values, share), 2),
-                "peers": {"goal": GOAL_MS} if metric != "a decode step" else {},
+                "peers": {},
                 "ratio": None,
             })  # fmt: skip
     return rows
@@ -179,7 +186,7 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 when p99 from the call is within the goal or a step, for each database."""
+    """0 when both databases were measured."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workers", type=int, default=WORKERS, help="8")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="revocations for each database; 25")
@@ -192,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with serve(find_programs(), "PostgreSQL's programs are needed") as server:
         rows += measure("PostgreSQL", server.create_database(), options.workers, options.rounds)
     for row in rows:
-        print(f"{row['cell']:<24} {row['metric']:<24} {row['ours']:8.2f} ms")  # noqa: T201
+        print(f"{row['cell']:<24} {row['metric']:<24} {row['ours']:8.2f} {row['unit']}")  # noqa: T201
     write_results(
         "revocation",
         rows,
