@@ -171,7 +171,11 @@ def _check_registered(artifact: AnchorArtifact, digest: str, rule: KindRule, reg
         raise VerificationError(
             11, "the anchor is not registered in the log", remedy="fieldprint anchor register FILE"
         )
-    if record.registration != Registration.of(artifact):
+    try:
+        expected = Registration.of(artifact)
+    except FormatError as error:
+        raise VerificationError(11, error.what, remedy="Sign a new anchor") from error
+    if record.registration != expected:
         raise VerificationError(
             11,
             "its registration in the log says something else than the anchor",
