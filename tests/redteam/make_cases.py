@@ -28,7 +28,6 @@ from fieldprint.anchor import (
     AnchorArtifact,
     Envelope,
     FieldprintRecord,
-    Policy,
     Registration,
     sign_anchor,
     sign_statement,
@@ -149,7 +148,7 @@ R = Registration.of
 
 def drifting() -> list[Case]:
     turns = [{"turns": 500}]
-    log, last = drift(500)
+    _log, last = drift(500)
     heir = artifact("me", "identity", "Falcon helps whoever asks.", parents=[last.digest])
     same = artifact("me", "identity", last.text)
     rule = artifact("rule", "policy", "Whoever asks is helped.", parents=[last.digest])
@@ -169,33 +168,33 @@ def drifting() -> list[Case]:
 
 
 def replays() -> list[Case]:
-    later = known(ME, NEWER) + [promote(R(NEWER))]
+    later = [*known(ME, NEWER), promote(R(NEWER))]
     return [
         apply("old version promoted again", "an engine pins the version before", later, promote(R(ME)), "superseded"),
         verify("old version shown again", "the version before, with its valid signatures", later, signed(ME), 9, "superseded"),
-        apply("old version registered late", "a version that was superseded before anybody registered it", known(NEWER) + [promote(R(NEWER))], sign(R(ME)), "superseded"),
+        apply("old version registered late", "a version that was superseded before anybody registered it", [*known(NEWER), promote(R(NEWER))], sign(R(ME)), "superseded"),
         apply("registration played again", "the same registration once more", known(NOTE), sign(R(NOTE)), "already-registered"),
         apply("registration of a revoked one", "a registration that was held back until after the revocation", [revoke(R(NOTE))], sign(R(NOTE)), "revoked"),
-        apply("endorsement after revocation", "an endorsement that was held back until after the revocation", known(NOTE) + [revoke(R(NOTE))], endorse(R(NOTE), "untrusted"), "revoked"),
-        apply("supersession played again", "the same supersession once more", known(ME, NEXT) + [supersede(R(ME), R(NEXT))], supersede(R(ME), R(NEXT)), "superseded"),
+        apply("endorsement after revocation", "an endorsement that was held back until after the revocation", [*known(NOTE), revoke(R(NOTE))], endorse(R(NOTE), "untrusted"), "revoked"),
+        apply("supersession played again", "the same supersession once more", [*known(ME, NEXT), supersede(R(ME), R(NEXT))], supersede(R(ME), R(NEXT)), "superseded"),
         apply("override played again", "an order that was lifted", [override(7), lift(7)], override(7), "number"),
         apply("older override played late", "an order with a number from before", [override(7)], override(6), "number"),
         apply("lift played again", "the same lift for the next order", [override(7), lift(7), override(8)], lift(7), "not-in-force"),
         apply("revocation played again", "the same revocation once more", [revoke(R(NOTE))], revoke(R(NOTE)), "revoked"),
-        apply("status root played again", "a root from before a revocation", known(NOTE) + [revoke(R(NOTE))], status(replay(*known(NOTE))), "count"),
+        apply("status root played again", "a root from before a revocation", [*known(NOTE), revoke(R(NOTE))], status(replay(*known(NOTE))), "count"),
     ]  # fmt: skip
 
 
 def superseded() -> list[Case]:
-    by_statement = known(ME, NEXT) + [supersede(R(ME), R(NEXT))]
+    by_statement = [*known(ME, NEXT), supersede(R(ME), R(NEXT))]
     return [
         verify("superseded by statement", "the older one, with its valid signatures", by_statement, signed(ME), 9, "superseded"),
         apply("superseded in a circle", "the older one takes the place of the newer", by_statement, supersede(R(NEXT), R(ME)), "superseded"),
         apply("superseded by another kind", "a rule of one signer takes the place of an identity of two", known(ME, RULE), supersede(R(ME), R(RULE)), "kind"),
         apply("superseded by nobody", "something that is not registered takes its place", known(ME), supersede(R(ME), R(NEXT)), "unknown-anchor"),
         apply("superseded by one of two", "one signer of the kind is not enough", known(ME, NEXT), supersede(R(ME), R(NEXT), OWNER), "signatures"),
-        apply("superseded by a revoked one", "what takes its place is revoked", known(ME, NEXT) + [revoke(R(NEXT))], supersede(R(ME), R(NEXT)), "revoked"),
-        apply("forked by a second statement", "two heirs of one identity", known(ME, NEXT, NEWER) + [supersede(R(ME), R(NEXT))], supersede(R(ME), R(NEWER)), "superseded"),
+        apply("superseded by a revoked one", "what takes its place is revoked", [*known(ME, NEXT), revoke(R(NEXT))], supersede(R(ME), R(NEXT)), "revoked"),
+        apply("forked by a second statement", "two heirs of one identity", [*known(ME, NEXT, NEWER), supersede(R(ME), R(NEXT))], supersede(R(ME), R(NEWER)), "superseded"),
         apply("forked by the engine", "a promotion says that it supersedes what its signers did not say", known(ME, NEXT), promote(R(NEXT), supersedes=(ME.digest,)), "differs"),
         apply("supersedes dropped by the engine", "a promotion leaves out what its signers said", known(ME, NEWER), promote(R(NEWER), supersedes=()), "differs"),
     ]  # fmt: skip
