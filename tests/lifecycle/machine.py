@@ -223,8 +223,7 @@ class Anchors(RuleBasedStateMachine):
         """An anchor that is there, once more or for the first time, truthfully or not."""
         if not self.signed:
             return
-        waiting = [signed for signed in self.signed if signed.artifact.digest not in self.truth.registered]
-        chosen = waiting[one % len(waiting)] if waiting and one % 4 else self._pick(one)
+        chosen = self._waiting(one) if one % 4 else self._pick(one)
         made = Registration.of(chosen.artifact)
         changes: dict[str, Any] = {
             "kind": {"kind": "memory" if made.kind != "memory" else "identity"},
@@ -284,7 +283,8 @@ class Anchors(RuleBasedStateMachine):
     @rule(one=which, by=by, hold=held)
     def revoke(self, one: int, by: Any, hold: bool) -> None:
         if self.signed:
-            made = Revocation(self._pick(one).artifact.digest, "lost", TIME)
+            chosen = self._waiting(one) if one % 4 == 1 else self._pick(one)
+            made = Revocation(chosen.artifact.digest, "lost", TIME)
             self._append("revoke", made, by, (OWNER, SECOND), hold)
 
     @rule(
@@ -460,6 +460,11 @@ class Anchors(RuleBasedStateMachine):
     def _some(self, chosen: list[int]) -> tuple[str, ...]:
         picked = [self._pick(one).artifact.digest for one in chosen] if self.signed else []
         return tuple(sorted(set(picked)))
+
+    def _waiting(self, one: int) -> Signed:
+        """One that is not registered, if there is any."""
+        found = [signed for signed in self.signed if signed.artifact.digest not in self.truth.registered]
+        return found[one // 4 % len(found)] if found else self._pick(one)
 
     def _older(self, kind: str, chosen: list[int]) -> tuple[str, ...]:
         """Mostly of the same kind."""

@@ -208,7 +208,4 @@ def _nothing_added(monkeypatch: pytest.MonkeyPatch) -> None:
 def gates_and_taint() -> Mutant:
     """Both gates against forbidden taint removed: at registration, and check 12."""
     gates = ("_register: forbidden-taint", "_check_registered: check 12")
-    return _both(
-        "both gates against taint", *(mutant for mutant in removed_checks() if mutant.name in gates)
-    )
-
+    return _both("both gates against taint", *(mutant for mutant in removed_checks() if mutant.name in gates))

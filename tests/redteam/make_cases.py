@@ -357,7 +357,7 @@ def malformed() -> list[Case]:
         entry("override with number zero", "below the first", _event("override", _order(number=0), WARDEN)),
         entry("override of everything but", "a scope of everything with a target", _event("override", _order(target="none"), WARDEN)),
         entry("override with another action", "restore is no override", _event("override", _order(action="restore"), WARDEN)),
-        entry("promotion with a version true", "true, which Python takes for one", promote(R(NOTE)).replace(b'"kind":"memory"', b'"kind":"root"')),
+        entry("promotion of a kind that is none", "a kind of the attacker's", promote(R(NOTE)).replace(b'"kind":"memory"', b'"kind":"root"')),
         entry("registration with a field more", "a field that nobody reads", _event("sign", _statement(R(NOTE), x=1), READER)),
     ]  # fmt: skip
 
@@ -468,7 +468,7 @@ def stale() -> list[Case]:
         shown("no status root", "neither a log nor a status proof", "none is given", None),
         shown("status root too old", "a second older than it may be", "may be 600 s old", proof, TIME + timedelta(seconds=601)),
         shown("status root of the future", "two minutes ahead of the clock", "may be 600 s old", proof, TIME - timedelta(seconds=120), ahead),
-        shown("status proof of another", "the proof of an anchor that is not revoked, for one that is", "", other, TIME, NOTE),
+        shown("status proof of another", "the proof of an anchor that is not revoked, for one that is", "do not enclose", other, TIME, NOTE),
         shown("status proof of an entry that is none", "a registration where the root belongs", "no status root", no_root),
     ]  # fmt: skip
 
@@ -536,7 +536,7 @@ def doors() -> list[Case]:
         held("under a freeze of its kind", "an anchor of this kind", override(1, "kind", "identity")),
         held("under a freeze of itself", "this anchor", override(1, "anchor", ME.digest)),
         held("under a bypass", "a bypass is no permission", override(1, action="bypass")),
-        held("under an order lifted by number only", "the order before was lifted", override(8), NOTE),
+        verify("under the order after a lifted one", "the order before was lifted, this one was not", [*known(NOTE), override(7), lift(7), override(8)], signed(NOTE), 15, "override 8"),
     ]  # fmt: skip
 
 
