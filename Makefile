@@ -8,14 +8,14 @@ READY  := $(VENV)/.ready
 SMALL_KERNELS := $(VENV)/bin/python -m pytest -q tests/attention/test_decode.py tests/blake3/test_pages.py \
 	-k 'kernel_equals_naive or repeated or pages_equal'
 
-.PHONY: demo test sanitize lint interop protocol fuzz bench bench-audit bench-gpu bench-log bench-memory bench-registry crash-log faults figures docs clean
+.PHONY: demo test sanitize lint interop protocol lifecycle fuzz bench bench-audit bench-gpu bench-log bench-memory bench-registry bench-revocation crash-log faults figures docs clean
 
 demo: $(READY)  ## the whole story on a real model, into demo-out/
 	$(VENV)/bin/fieldprint demo
 
 # One thread a process: threads that wait for each other on busy cores burn several times the work.
 test: $(READY)  ## everything that needs no GPU, in two processes; JOBS=4 for more
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "not gpu and not interop and not protocol" --timeout 600 -n $(JOBS) --dist worksteal
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "not gpu and not interop and not protocol and not lifecycle" --timeout 600 -n $(JOBS) --dist worksteal
 
 lint: $(READY)  ## format, lint, types
 	$(VENV)/bin/ruff format --check .
@@ -27,6 +27,9 @@ interop: $(READY)  ## other people's clients verify our log; INTEROP=--allow-mis
 
 protocol: $(READY)  ## Spin proves the model of the verification protocol and refutes its mutants; needs gcc
 	$(VENV)/bin/python -m protocol $(PROTOCOL)
+
+lifecycle: $(READY)  ## all operations on anchors in any order, 20,000 steps, and every mutant; LIFECYCLE_STEPS=200000 for more
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -m lifecycle --timeout 600 -n $(JOBS) --dist worksteal tests/lifecycle
 
 fuzz: $(READY)  ## ten minutes of atheris over every parser; FUZZ='--seconds 60 --only note' for less
 	test -d .venv-fuzz/atheris || $(PIP) --target .venv-fuzz atheris
@@ -57,6 +60,9 @@ bench-memory: $(READY)  ## finding memories as they grow to 10^6: latency, recal
 
 bench-registry: $(READY)  ## the registry as it grows to 10^5 anchors: verify, look-ups, sync, rebuild; SQLite and PostgreSQL
 	$(VENV)/bin/python -m benchmarks.registry
+
+bench-revocation: $(READY)  ## how soon eight decoding engines learn of a revocation, over SQLite and PostgreSQL
+	$(VENV)/bin/python -m benchmarks.revocation
 
 crash-log: $(READY)  ## kill the log's writer at every call and at random; nothing acknowledged may be lost
 	$(VENV)/bin/python -m benchmarks.crash_log

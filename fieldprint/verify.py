@@ -173,7 +173,11 @@ def _check_registered(artifact: AnchorArtifact, rule: KindRule, standing: Standi
         raise VerificationError(
             11, "the anchor is not registered in the log", remedy="fieldprint anchor register FILE"
         )
-    if standing.registration != Registration.of(artifact):
+    try:
+        expected = Registration.of(artifact)
+    except FormatError as error:
+        raise VerificationError(11, error.what, remedy="Sign a new anchor") from error
+    if standing.registration != expected:
         raise VerificationError(
             11,
             "its registration in the log says something else than the anchor",

@@ -38,6 +38,22 @@ def test_every_law_of_the_ledger_names_tests_that_exist() -> None:
         assert "::" in law, law[:40]
 
 
+def test_every_attack_of_the_threat_model_names_what_stops_it_and_a_test_that_exists() -> None:
+    text = (ROOT / "docs/threat-model.md").read_text()
+    rows = re.findall(r"^\|(.+)\|(.+)\|(.+)\|$", text.split("## Attacks")[1].split("\n\n")[1], re.MULTILINE)[
+        2:
+    ]
+    assert len(rows) >= 20
+    for attack, stops, shown in rows:
+        paths = re.findall(r"`(.+?)`", shown)
+        assert stops.strip() and paths, attack
+        assert all((ROOT / path).is_file() for path in paths), attack
+    families = {path.relative_to(ROOT).as_posix() for path in (ROOT / "tests/redteam/cases").glob("*.json")}
+    assert families <= set(re.findall(r"`(tests/redteam/cases/\w+\.json)`", text))
+    for path in re.findall(r"`((?:tests|fieldprint|docs)/[\w/.-]+\.\w+)`", text):
+        assert (ROOT / path).is_file(), path
+
+
 def commands() -> list[str]:
     root = typer.main.get_command(app)
     names = []

@@ -21,8 +21,13 @@ MAX_ARTIFACT_SIZE = 512 * 1024
 NAME = re.compile(r"[a-z0-9._-]{1,64}")
 HEX_DIGEST = re.compile(r"[0-9a-f]{64}")
 TIME = re.compile(
-    r"[1-9][0-9]{3}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z"
-)  # years as strftime writes them
+    r"[1-9][0-9]{3}-[0-9]{2}-[0-9]{2}T(?!24)[0-9]{2}:[0-9]{2}:[0-9]{2}Z"
+)  # years as strftime writes them; hour 24 is midnight to Pythons from 3.14 on
+# Unicode's Default_Ignorable_Code_Point where the category is none of Cc, Cf, Co: no font draws them, and a tokenizer reads
+# them. Among them are the variation selectors, which can hide any bytes behind a letter.
+UNDRAWN = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u3164\ufe00-\ufe0f\uffa0\ufff0-\ufff8\U000e0000-\U000e0fff]"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +225,7 @@ def check_time(time: datetime, what: str) -> None:
 
 
 def check_text(text: object) -> None:
-    """Raise FormatError unless `text` is text that looks the same to everybody: NFC, no control characters."""
+    """Raise FormatError unless `text` is text that looks the same to everybody: NFC, nothing that is not drawn."""
     if not isinstance(text, str) or not text:
         raise FormatError("an anchor's text must not be empty")
     try:
@@ -232,7 +237,8 @@ def check_text(text: object) -> None:
     if not unicodedata.is_normalized("NFC", text):
         raise FormatError("the text is not in Unicode's normal form C")
     for character in text:
-        if character not in "\n\t" and unicodedata.category(character) in ("Cc", "Cf", "Co"):
+        hidden = unicodedata.category(character) in ("Cc", "Cf", "Co") or UNDRAWN.match(character)
+        if character not in "\n\t" and hidden:
             raise FormatError(f"the text holds the invisible character U+{ord(character):04X}")
 
 
