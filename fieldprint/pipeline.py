@@ -7,7 +7,7 @@ is named for it.
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
@@ -148,6 +148,8 @@ def run(
                 results[event.request] = event.result
             if on_event is not None:
                 on_event(event)
+    if orders is not None and orders.broken is None and _ordered(results.values()):
+        record_orders(orders, log, policy)  # what came while it was generating
     reader.refresh()
     used = None if pinned is None else signed
     return [answer_of(results[i], reader, used) for i in range(len(requests))]
@@ -167,6 +169,12 @@ def _admitted(
         if order is None or order.action != "bypass":
             raise
         return None, error.what
+
+
+def _ordered(results: Iterable[GenerationResult]) -> bool:
+    """Whether an order ended one of them, or the part before it."""
+    parts = [part for result in results for part in (result, result.before) if part is not None]
+    return any(part.reason in ("frozen", "bypassed") for part in parts)
 
 
 def _tell_bypassed(

@@ -1,0 +1,168 @@
+"""The data path from a signed text to receipts, with orders that come while it runs."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from fieldprint.adapters.transformers import LoadedModel  # noqa: E402
+from fieldprint.anchor import AnchorArtifact, Registration, sign_anchor  # noqa: E402
+from fieldprint.errors import VerificationError  # noqa: E402
+from fieldprint.generate import Bypassed, Event, GenerationRequest, Provisional  # noqa: E402
+from fieldprint.note import NoteSigner  # noqa: E402
+from fieldprint.pipeline import Answer, fieldprint_of, run  # noqa: E402
+from fieldprint.registry import Registry  # noqa: E402
+from fieldprint.registry.orders import OrdersFile  # noqa: E402
+from fieldprint.tlog import LogReader, LogWriter  # noqa: E402
+from fieldprint.verify import verify_receipt  # noqa: E402
+from tests.cut_model import cut_model  # noqa: E402
+from tests.registry.world import LOG, OWNER, SECOND, lift, override, sign  # noqa: E402
+from tests.registry.world import POLICY as WITH_STATUS  # noqa: E402
+
+POLICY = replace(WITH_STATUS, status=None)  # a receipt is verified here without the log
+NOW = datetime.now(UTC).replace(microsecond=0)
+
+
+@pytest.fixture(scope="module")
+def model(demo_model: LoadedModel) -> LoadedModel:
+    return cut_model(demo_model, 2)
+
+
+@pytest.fixture(scope="module")
+def artifact(model: LoadedModel) -> AnchorArtifact:
+    text = "Your codename is Falcon. You live in Oslo."
+    _, record = fieldprint_of(model, text, "chat-system")
+    return AnchorArtifact(
+        "me", "identity", text, NOW - timedelta(hours=1), NOW + timedelta(days=30), fieldprints=(record,)
+    )
+
+
+@pytest.fixture
+def log(tmp_path: Path, artifact: AnchorArtifact) -> Iterator[LogWriter]:
+    with LogWriter(tmp_path / "log", NoteSigner("test/log", LOG), create=True) as writer:
+        writer.append([sign(Registration.of(artifact), OWNER, SECOND)])
+        yield writer
+
+
+class Operator:
+    """Gives orders once so many tokens were seen."""
+
+    def __init__(self, orders: OrdersFile, after: int, *entries: bytes) -> None:
+        self.orders, self.after, self.entries = orders, after, entries
+        self.events: list[Event] = []
+
+    def __call__(self, event: Event) -> None:
+        self.events.append(event)
+        if sum(isinstance(e, Provisional) for e in self.events) == self.after:
+            for entry in self.entries:
+                self.orders.append(entry)
+            self.entries = ()
+
+
+def answers(
+    model: LoadedModel,
+    artifact: AnchorArtifact,
+    log: LogWriter,
+    orders: OrdersFile,
+    operator: Operator | None,
+) -> list[Answer]:
+    prompt = tuple(model.chat_tokens("Where do you live?"))
+    return run(
+        [GenerationRequest(prompt, 50), GenerationRequest(prompt + prompt, 50)],
+        model=model,
+        signed=sign_anchor(artifact, [OWNER, SECOND]),
+        policy=POLICY,
+        log=log,
+        now=NOW,
+        orders=orders,
+        on_event=operator,
+    )
+
+
+def registry_of(log: LogWriter) -> Registry:
+    return Registry.replay(LogReader(log.source, [POLICY.log_key]).entries(), POLICY)
+
+
+def test_a_freeze_that_comes_while_it_runs_ends_it_and_is_logged(
+    model: LoadedModel, artifact: AnchorArtifact, log: LogWriter, tmp_path: Path
+) -> None:
+    orders = OrdersFile(tmp_path / "orders", POLICY)
+    operator = Operator(orders, 21, override(7, "engine", "engine"))
+    for answer in answers(model, artifact, log, orders, operator):
+        assert (answer.result.reason, answer.before) == ("frozen", None)
+        assert 0 < len(answer.result.tokens) < 50
+        verified = verify_receipt(answer.receipt.to_bytes(), POLICY, now=NOW)
+        assert verified.anchor is not None
+        assert verified.num_tokens == len(answer.result.tokens)
+    assert list(registry_of(log).overrides) == [7]
+    with pytest.raises(VerificationError) as refused:
+        answers(model, artifact, log, orders, None)
+    assert refused.value.check == 15
+    orders.append(lift(7))
+    assert [a.result.reason for a in answers(model, artifact, log, orders, None)] == ["length"] * 2
+    assert registry_of(log).overrides == {}
+
+
+def test_a_bypass_that_comes_while_it_runs_gives_a_receipt_for_each_part(
+    model: LoadedModel, artifact: AnchorArtifact, log: LogWriter, tmp_path: Path
+) -> None:
+    orders = OrdersFile(tmp_path / "orders", POLICY)
+    operator = Operator(orders, 21, override(7, "kind", "identity", action="bypass"))
+    for answer in answers(model, artifact, log, orders, operator):
+        assert answer.before is not None
+        first = verify_receipt(answer.before.receipt.to_bytes(), POLICY, now=NOW)
+        second = verify_receipt(answer.receipt.to_bytes(), POLICY, now=NOW)
+        assert first.anchor is not None
+        assert first.anchor.digest == artifact.digest
+        assert second.anchor is None
+        assert second.prompt_len == first.prompt_len + first.num_tokens
+        assert first.num_tokens + second.num_tokens == 50
+        mixed = replace(answer.receipt, anchor=answer.before.receipt.anchor)
+        with pytest.raises(VerificationError):
+            verify_receipt(mixed.to_bytes(), POLICY, now=NOW)
+    assert sum(isinstance(event, Bypassed) for event in operator.events) == 2
+    assert list(registry_of(log).overrides) == [7]
+
+
+def test_a_bypass_that_is_in_force_before_is_told_and_nothing_is_pinned(
+    model: LoadedModel, artifact: AnchorArtifact, log: LogWriter, tmp_path: Path
+) -> None:
+    orders = OrdersFile(tmp_path / "orders", POLICY)
+    orders.append(override(7, "anchor", artifact.digest, action="bypass"))
+    operator = Operator(orders, 0)
+    for answer in answers(model, artifact, log, orders, operator):
+        assert verify_receipt(answer.receipt.to_bytes(), POLICY, now=NOW).anchor is None
+    assert [type(event) for event in operator.events[:2]] == [Bypassed, Bypassed]
+    assert registry_of(log).believed["promote"] == 0
+
+
+def test_a_damaged_file_of_orders_stops_it_and_loses_no_answer(
+    model: LoadedModel, artifact: AnchorArtifact, log: LogWriter, tmp_path: Path
+) -> None:
+    orders = OrdersFile(tmp_path / "orders", POLICY)
+    seen = 0
+
+    def damage(event: Event) -> None:
+        nonlocal seen
+        seen += isinstance(event, Provisional)
+        if seen == 11:
+            (tmp_path / "orders").write_bytes(b"{}")
+
+    prompt = tuple(model.chat_tokens("Where do you live?"))
+    (answer,) = run(
+        [GenerationRequest(prompt, 50)],
+        model=model,
+        signed=sign_anchor(artifact, [OWNER, SECOND]),
+        policy=POLICY,
+        log=log,
+        now=NOW,
+        orders=orders,
+        on_event=damage,
+    )
+    assert answer.result.reason == "frozen"
+    assert len(answer.result.tokens) <= 12
+    verify_receipt(answer.receipt.to_bytes(), POLICY, now=NOW)
