@@ -397,7 +397,7 @@ class RegistryDatabase:
 
     def _walk(self, query: Select[Any], digest: str) -> list[str]:
         with self._database.reading() as connection:
-            found = sorted(connection.execute(query, {"anchor": digest}).tuples())
+            found = sorted(tuple(row) for row in connection.execute(query, {"anchor": digest}))
         return [each for _, each in found]
 
     def revoked(self) -> dict[str, Revocation]:
