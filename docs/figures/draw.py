@@ -17,6 +17,7 @@ FOLDER = Path(__file__).parent
 RESULTS = FOLDER.parent.parent / "benchmarks" / "results" / "attention_gpu.json"
 LOG_RESULTS = RESULTS.with_name("log.json")
 MEMORY_RESULTS = RESULTS.with_name("memory.json")
+REGISTRY_RESULTS = RESULTS.with_name("registry.json")
 TIMELINE = RESULTS.with_name("timeline.json")
 INK, GREY, LINE, PAPER, BAND = "#1f2933", "#5c6773", "#7b8794", "#ffffff", "#f1f4f7"
 ANCHOR, PART, DONE, OURS, PEER = "#ffc46b", "#d9c8f0", "#bfe3c6", "#0b5cad", "#c2410c"
@@ -546,6 +547,30 @@ def _draw_panel(
     sheet.text(left + width, y(0) + 34, below, at="end", size=11)
 
 
+REGISTERED = (  # metric, title, goal
+    ("verify, p50", "Verify, median, ms; grey: the goal", 1.0),
+    ("look-up by digest, p50", "Look-up by digest, median, ms; grey: the goal", 1.0),
+    ("sync, one process", "Sync, one process, events a second", None),
+    ("rebuild, 2 processes", "Rebuild, two processes, events a second; grey: the goal", 20_000.0),
+)
+
+
+def draw_registry(result: dict[str, Any]) -> str:
+    """Four panels over the number of anchors in SQLite, each from zero up."""
+    sheet = Sheet(
+        900, 460, "Cost of the registry in SQLite as it grows from a thousand to a hundred thousand anchors"
+    )
+    for number, (metric, title, goal) in enumerate(REGISTERED):
+        points = {
+            int(row["cell"].split()[0]): float(row["ours"])
+            for row in result["rows"]
+            if row["metric"] == metric and row["cell"].endswith(" anchors, SQLite")
+        }
+        grey = {} if goal is None else dict.fromkeys((min(points), max(points)), goal)
+        _draw_panel(sheet, number, title, points, grey, "registered anchors")
+    return sheet.svg()
+
+
 REMEMBERED = (  # metric, what the row's cell ends with, title
     ("search, p99", ", all allowed", "Search, all allowed, p99, ms; grey: the goal"),
     (
@@ -729,6 +754,7 @@ def drawings() -> dict[str, str]:
         "protocol.svg": draw_protocol(),
         "benchmark.svg": draw_benchmark(json.loads(RESULTS.read_text())),
         "growth.svg": draw_growth(json.loads(LOG_RESULTS.read_text())),
+        "registry.svg": draw_registry(json.loads(REGISTRY_RESULTS.read_text())),
         "memories.svg": draw_memories(json.loads(MEMORY_RESULTS.read_text())),
     }
 

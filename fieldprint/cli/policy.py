@@ -4,8 +4,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
-from fieldprint.cli.inputs import write_new
+from fieldprint.cli.inputs import open_policy, write_new
+from fieldprint.cli.options import Json
+from fieldprint.cli.output import print_result
 
 if TYPE_CHECKING:
     from fieldprint.anchor.policy import SignerRule
@@ -66,6 +70,45 @@ def policy_new(
     Policy.from_bytes(policy.to_bytes())  # refuses what nobody could read
     write_new(out, policy.to_bytes())
     typer.echo(f"wrote {out}")
+
+
+@app.command("show")
+def policy_show(
+    file: Annotated[Path, typer.Argument(help="The policy.")],
+    as_json: Json = False,
+) -> None:
+    """Check a policy and show who may do what."""
+    policy = open_policy(file)
+    kinds = {
+        kind: {
+            "max_tokens": rule.max_tokens,
+            "max_age_days": rule.max_age_days,
+            "forbidden_taint": list(rule.forbidden_taint),
+            "adds_taint": list(rule.adds_taint),
+            "models": list(rule.models),
+            "on_revoke": rule.on_revoke,
+        }
+        for kind, rule in policy.kinds.items()
+    }
+    if as_json:
+        purposes = {
+            purpose: {"signers": list(who.signers), "threshold": who.threshold}
+            for purpose, who in policy.signer_rules.items()
+        }
+        shown = {"log": policy.log, "purposes": purposes, "kinds": kinds, "witnesses": policy.quorum_text}
+        print_result(shown, True, "")
+        return
+    table = Table("what", "who signs", "how many", "limits", box=None)
+    for purpose, who in policy.signer_rules.items():
+        rule = policy.kinds.get(purpose.removeprefix("kind "))
+        limits = ""
+        if rule is not None:
+            limits = f"{rule.max_tokens} tokens, {rule.max_age_days} days, on revocation: {rule.on_revoke}"
+            limits += f"; never {', '.join(rule.forbidden_taint)}" if rule.forbidden_taint else ""
+            limits += f"; adds {', '.join(rule.adds_taint)}" if rule.adds_taint else ""
+        table.add_row(purpose, ", ".join(who.signers), str(who.threshold), limits)
+    Console().print(table)
+    typer.echo(f"log {policy.log_key.name}; witnesses: {policy.quorum_text}")
 
 
 def _role(paths: list[Path] | None) -> "SignerRule | None":

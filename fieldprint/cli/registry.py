@@ -76,7 +76,7 @@ def registry_sync(
         written = opened.sync(reader, trusted, workers=count, progress=lambda done, _: advance(done))
         summary = opened.summary()
     print_result(
-        {"applied": written, "next": size, "database": database, **_counts(summary)},
+        {"applied": written, "next": size, "database": _shown(database), **_counts(summary)},
         as_json,
         f"applied {written} entries of {log}, which has {size}: {_words(summary)}",
     )

@@ -57,7 +57,7 @@ ANCHORS = Table(
     _digest("superseded_by", empty=True),
     _digest("revoked_ancestor", empty=True),
 )
-Index("registry_anchors_by_name", ANCHORS.c.kind, ANCHORS.c.name, ANCHORS.c.entry)
+Index("registry_anchors_by_name", ANCHORS.c.kind, ANCHORS.c.name, ANCHORS.c.state, ANCHORS.c.entry)
 Index("registry_anchors_by_state", ANCHORS.c.state, ANCHORS.c.kind, ANCHORS.c.entry)
 LINEAGE = Table("registry_lineage", METADATA, _digest("child", key=True), _digest("parent", key=True))
 Index("registry_lineage_by_parent", LINEAGE.c.parent, LINEAGE.c.child)

@@ -171,3 +171,12 @@ def test_status_signs_and_proves(folder: Path) -> None:
     assert done(folder, *signed)["last"]["count"] == 1
     assert "not revoked" in said(folder, *status, "--prove", artifact("old").digest)
     assert run_here(folder, *status, "--key", "keys/owner.key").returncode == 2
+
+
+def test_a_password_in_the_url_is_not_shown(folder: Path) -> None:
+    url = "postgresql://me:secret-word@127.0.0.1:1/registry"
+    for ended in (
+        run_here(folder, "registry", "sync", *READ, "--database", url, "--json"),
+        run_here(folder, "registry", "rebuild", *READ, "--database", url),
+    ):
+        assert ended.returncode == 1 and "secret-word" not in ended.stdout + ended.stderr
