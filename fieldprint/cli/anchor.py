@@ -1,23 +1,26 @@
 """`fieldprint anchor`."""
 
 import json
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fieldprint.cli.cosigning import warn
-from fieldprint.cli.events import Place, append
+from fieldprint.cli.events import Place, anchor_digest, append
 from fieldprint.cli.inputs import (
     open_model,
     open_policy,
+    open_reader,
     open_registry,
     open_signers,
     read_input,
     write_new,
 )
 from fieldprint.cli.options import (
+    DryRun,
     Json,
     LastSignedFile,
     LogKey,
@@ -27,9 +30,13 @@ from fieldprint.cli.options import (
     PolicyFile,
     QuorumFile,
     SigningKeys,
+    Yes,
 )
 from fieldprint.cli.output import print_result
 from fieldprint.errors import FieldprintError
+
+if TYPE_CHECKING:
+    from fieldprint.anchor import Policy
 
 app = typer.Typer(help="Sign, register, verify, show and revoke anchors.", no_args_is_help=True)
 
@@ -243,28 +250,65 @@ def anchor_show(file: Annotated[Path, typer.Argument(help="The signed anchor.")]
 
 @app.command("revoke")
 def anchor_revoke(
-    file: Annotated[Path, typer.Argument(help="The signed anchor.")],
+    anchor: Annotated[str, typer.Argument(help="The signed anchor's file, or its digest.")],
     key: SigningKeys,
     policy: PolicyFile,
     log: LogPlace,
     log_key: LogKey,
     reason: Annotated[str, typer.Option("--reason", help="Why; it is public.")],
+    database: Annotated[
+        str | None,
+        typer.Option(
+            "--database",
+            envvar="FIELDPRINT_REGISTRY",
+            help="Sync this registry too, so that the engines that watch it learn of it at once.",
+        ),
+    ] = None,
     last_signed: LastSignedFile = None,
     quorum: QuorumFile = None,
     passphrase_file: PassphraseFile = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Sign a revocation and append it to the log; from then on the anchor is refused."""
-    from fieldprint.anchor import AnchorArtifact, Envelope, sign_revocation
-    from fieldprint.registry import revocation_entry
+    """Sign a revocation and append it to the log; from then on the anchor is refused, and what comes from it.
 
-    digest = AnchorArtifact.from_bytes(Envelope.from_bytes(read_input(file)).payload).digest
+    It cannot be taken back; at a terminal you are asked first.
+    """
+    from fieldprint.anchor import sign_revocation
+    from fieldprint.registry import believe_event, revocation_entry
+
+    digest = anchor_digest(anchor)
     now = datetime.now(UTC).replace(microsecond=0)
     entry = revocation_entry(sign_revocation(digest, reason, now, open_signers(key, passphrase_file)))
+    trusted = open_policy(policy)
+    others = [other for other in believe_event(open_registry(log, trusted), entry).anchors if other != digest]
+    fields: dict[str, Any] = {"anchor": digest, "descendants": others}
+    if dry_run:
+        said = f"would revoke {digest[:16]}, and with it {len(others)} that come from it"
+        print_result(fields | {"dry_run": True}, as_json, said)
+        return
+    if not yes and sys.stdin.isatty():
+        typer.confirm(
+            f"Revoke {digest[:16]}, and with it {len(others)} that come from it?", abort=True, err=True
+        )
     index, warning = append(Place(policy, log, log_key, last_signed, quorum), entry)
+    if database is not None:
+        _sync(database, log, trusted)
     print_result(
-        {"anchor": digest, "index": index, "warning": warning or None},
+        fields | {"index": index, "warning": warning or None},
         as_json,
         f"revoked {digest[:16]}: entry {index} of {log}",
     )
     warn(warning)
+
+
+def _sync(database: str, log: str, policy: "Policy") -> None:
+    """Bring the registry's database up to the log; that it could not be done is said, the event stands."""
+    from fieldprint.registry.database import RegistryDatabase
+
+    try:
+        with RegistryDatabase(database, create=True) as opened:
+            opened.sync(open_reader(log, policy), policy)
+    except (FieldprintError, OSError) as error:
+        warn(f"it is in the log, and the registry's database does not know it: {error}")

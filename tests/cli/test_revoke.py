@@ -1,0 +1,84 @@
+"""`fieldprint anchor revoke` and `policy show`: what is asked first, what is told to whom."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from fieldprint.anchor import AnchorArtifact, load_private_key, sign_anchor
+from tests.commands import make_policy_here, run_here
+
+COMMON = ("--policy", "policy.toml", "--log", "log")
+WRITE = (*COMMON, "--key", "keys/owner.key", "--log-key", "keys/log.key")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two registered anchors; the second comes from the first."""
+    make_policy_here(tmp_path)
+    assert run_here(tmp_path, "log", "new", "log", "--log-key", "keys/log.key").returncode == 0
+    owner = load_private_key(tmp_path / "keys" / "owner.key")
+    now = datetime.now(UTC).replace(microsecond=0)
+    parents: tuple[str, ...] = ()
+    for name in ("first", "second"):
+        made = AnchorArtifact(
+            name, "memory", f"The {name} text.", now, now + timedelta(days=1), parents=parents
+        )
+        (tmp_path / name).write_bytes(sign_anchor(made, [owner]))
+        ended = run_here(tmp_path, "anchor", "register", name, *WRITE)
+        assert ended.returncode == 0, ended.stderr
+        parents = (made.digest,)
+    return tmp_path
+
+
+def test_a_dry_run_says_what_else_goes_and_revokes_nothing(folder: Path) -> None:
+    ended = run_here(folder, "anchor", "revoke", "first", *WRITE, "--reason", "lost", "--dry-run", "--json")
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    assert found["dry_run"] is True
+    assert len(found["descendants"]) == 1
+    assert run_here(folder, "anchor", "verify", "second", *COMMON).returncode == 0
+
+
+def test_by_digest_and_told_to_the_database(folder: Path) -> None:
+    pytest.importorskip("sqlalchemy", reason="needs SQLAlchemy; the extra [registry] brings it")
+    assert run_here(folder, "registry", "sync", *COMMON).returncode == 0
+    digest = json.loads(run_here(folder, "anchor", "show", "first").stdout)["digest"]
+    ended = run_here(
+        folder, "anchor", "revoke", digest, *WRITE, "--reason", "lost", "--database", "registry.db"
+    )
+    assert ended.returncode == 0, ended.stderr
+    shown = json.loads(run_here(folder, "registry", "show", digest, "--json").stdout)
+    assert shown["state"] == "revoked"
+    refused = run_here(folder, "anchor", "verify", "second", *COMMON)
+    assert refused.returncode == 1
+    assert "check 13 failed" in refused.stderr
+
+
+def test_a_database_that_cannot_be_told_does_not_undo_the_revocation(folder: Path) -> None:
+    pytest.importorskip("sqlalchemy", reason="needs SQLAlchemy; the extra [registry] brings it")
+    ended = run_here(
+        folder, "anchor", "revoke", "first", *WRITE, "--reason", "lost", "--database", "nowhere/registry.db"
+    )
+    assert ended.returncode == 0
+    assert "it is in the log" in ended.stderr
+    assert "check 8 failed" in run_here(folder, "anchor", "verify", "first", *COMMON).stderr
+
+
+def test_what_is_unknown_is_revoked_and_twice_is_refused(folder: Path) -> None:
+    """A key that leaked may have signed what nobody has registered yet."""
+    for code in (0, 1):
+        ended = run_here(folder, "anchor", "revoke", "ab" * 32, *WRITE, "--reason", "leaked")
+        assert ended.returncode == code, ended.stderr
+
+
+def test_policy_show_says_who_may_do_what(folder: Path) -> None:
+    ended = run_here(folder, "policy", "show", "policy.toml")
+    assert ended.returncode == 0
+    assert "kind identity" in ended.stdout and "owner" in ended.stdout and "revocation" in ended.stdout
+    found = json.loads(run_here(folder, "policy", "show", "policy.toml", "--json").stdout)
+    assert found["purposes"]["revocation"] == {"signers": ["owner"], "threshold": 1}
+    assert found["kinds"]["memory"]["on_revoke"] == "stop"
+    (folder / "policy.toml").write_text("log = 3")
+    assert run_here(folder, "policy", "show", "policy.toml").returncode == 1
