@@ -38,6 +38,12 @@ reasons = st.text(
 ).filter(lambda text: unicodedata.is_normalized("NFC", text))
 sorted_sets: Callable[[Any], Any] = lambda items: st.sets(items, max_size=3).map(lambda s: tuple(sorted(s)))  # noqa: E731
 numbers = st.integers(1, 2**53 - 1)
+
+
+def without(item: str, items: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(other for other in items if other != item)
+
+
 overrides = st.one_of(
     st.tuples(st.just("anchor"), digests),
     st.tuples(st.just("kind"), st.sampled_from(KINDS)),
@@ -46,7 +52,9 @@ overrides = st.one_of(
 )
 statements: st.SearchStrategy[Statement] = st.one_of(
     st.builds(
-        lambda a, n, k, x, t, *sets: Registration(a, n, k, x, t, t + timedelta(days=1), *sets),
+        lambda a, n, k, x, t, parents, labels, older: Registration(
+            a, n, k, x, t, t + timedelta(days=1), without(a, parents), labels, without(a, older)
+        ),
         digests,
         names,
         st.sampled_from(KINDS),
