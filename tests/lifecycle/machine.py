@@ -2,6 +2,7 @@
 
     non-interference   no text that holds a forbidden label is verified as `identity` or `policy` without its endorsement
     authority          nothing is believed that too few of those who may sign it signed
+    taint              each anchor has exactly the labels of what it comes from, less those that were endorsed for it
     finality           what was revoked or superseded, or comes from what was revoked, does not come back
     rules              nothing is believed or verified against another rule of the policy
     door               who may override always can, nobody else can, and no order comes back
@@ -84,7 +85,7 @@ WRONG: tuple[Keys, ...] = (
 MAX_ARTIFACTS = 12
 SIZES = {False: 40, True: 600}  # tokens; the policy allows 512
 INVARIANTS = (
-    "non-interference", "authority", "finality", "rules", "door", "status", "liveness", "names", "nothing-changes",
+    "non-interference", "authority", "taint", "finality", "rules", "door", "status", "liveness", "names", "nothing-changes",
     "replay", "no-crash",
 )  # fmt: skip
 OF_NAME = {
@@ -402,6 +403,7 @@ class Anchors(RuleBasedStateMachine):
             for name in sorted(why):
                 self._expect(False, OF_NAME[name], f"{made.type} believed in spite of {name}")
             self.truth.believe(made)
+            self._compare_taint()
             self.verify_all()
             return
         self._expect(snapshot(self.registry) == known, "nothing-changes", made.type)
@@ -412,6 +414,15 @@ class Anchors(RuleBasedStateMachine):
             self._expect(
                 refused in why, "names", f"{made.type} refused for {refused}, not one of {sorted(why)}"
             )
+
+    def _compare_taint(self) -> None:
+        for record in self.registry.anchors.values():
+            made = record.registration
+            if made.anchor in self.truth.registered:
+                expected = self.truth.taint(made)
+                self._expect(
+                    record.taint == expected, "taint", f"{sorted(record.taint)}, not {sorted(expected)}"
+                )
 
     def verify_all(self) -> None:
         for one in self.signed:

@@ -116,12 +116,6 @@ def _taint_without_parents(self: Lineage, made: Any, before: str | None) -> froz
     return own - self._endorsed.get(made.anchor, NONE)
 
 
-def _taint_of_the_last_parent(self: Lineage, made: Any, before: str | None) -> frozenset[str]:
-    own = frozenset(made.taint) | self.added.get(made.kind, NONE) | self._carried(before)
-    own |= self.records[made.parents[-1]].taint if made.parents else NONE
-    return own - self._endorsed.get(made.anchor, NONE)
-
-
 def _taint_without_own(self: Lineage, made: Any, before: str | None) -> frozenset[str]:
     return _TAINT(self, made, before) - (frozenset(made.taint) - self._carried(before))
 
@@ -181,7 +175,6 @@ def weakened() -> dict[str, Mutant]:
     """Mutants that no removed `raise` gives, by name: the rules of taint and descent, and whose signatures count."""
     made = (
         _set("taint: not of parents", Lineage, "_taint", _taint_without_parents),
-        _set("taint: of the last parent only", Lineage, "_taint", _taint_of_the_last_parent),
         _set("taint: not of the same text", Lineage, "_carried", lambda self, before: NONE),
         _set("taint: not its own labels", Lineage, "_taint", _taint_without_own),
         Mutant("taint: not what the kind adds", _nothing_added),
