@@ -140,7 +140,7 @@ kinds = st.sampled_from(("identity", "policy", "memory", "memory", "observation"
 taints = st.sampled_from([set()] * 12 + [{"untrusted"}, {"web"}, {"wild"}])
 odd = st.sampled_from([""] * 12 + ["long", "large", "later"])
 by = st.sampled_from(["right"] * 40 + list(range(len(WRONG))) + ["forged"])
-some_labels = st.sampled_from([{"untrusted"}, {"web"}, {"wild"}, {"untrusted", "web"}])
+some_labels = st.sampled_from([{"untrusted"}, {"web"}, {"untrusted", "wild"}, {"untrusted", "web"}])
 held = st.sampled_from([False] * 9 + [True])
 
 

@@ -108,7 +108,7 @@ def _both(name: str, *mutants: Mutant) -> Mutant:
     return Mutant(name, install)
 
 
-_TAINT, _ENDORSE, _REVOKED, _PURPOSES = Lineage._taint, Lineage.endorse, Lineage.revoked, events._purposes
+_TAINT, _ENDORSE, _PURPOSES = Lineage._taint, Lineage.endorse, events._purposes
 
 
 def _taint_without_parents(self: Lineage, made: Any, before: str | None) -> frozenset[str]:
@@ -130,12 +130,6 @@ def _endorse_everything(self: Lineage, anchor: str, labels: Iterable[str]) -> li
 
 def _revoked_without_descendants(self: Lineage, anchor: str) -> list[str]:
     return []
-
-
-def _revoked_children_only(self: Lineage, anchor: str) -> list[str]:
-    for child in self._children.get(anchor, ()):
-        self.records[child].revoked_ancestor = anchor
-    return list(self._children.get(anchor, ()))
 
 
 def _first_label_only(content: Any) -> tuple[str, ...]:
@@ -182,7 +176,6 @@ def weakened() -> dict[str, Mutant]:
         _set("endorsement: of every label", Lineage, "endorse", _endorse_everything),
         _set("endorsement: signed for the first label", events, "_purposes", _first_label_only),
         _set("revocation: descendants go on", Lineage, "revoked", _revoked_without_descendants),
-        _set("revocation: grandchildren go on", Lineage, "revoked", _revoked_children_only),
         _unforgeable_both(),
         _set("signers: of any role", events, "_check_rule", _any_signers),
         _set("signers: one is enough", events, "_check_rule", _one_signer),

@@ -63,7 +63,6 @@ WEAKENED = {
     "endorsement: of every label": {"taint", "rules"},
     "endorsement: signed for the first label": {"authority"},
     "revocation: descendants go on": {"finality"},
-    "revocation: grandchildren go on": {"finality"},
     "valid_signers: key ids without signatures": {"authority"},
     "signers: of any role": {"authority", "names"},
     "signers: one is enough": {"authority", "names"},
@@ -78,8 +77,6 @@ ALONE = (
     "taint: not of the same text",
     "taint: not what the kind adds",
     "endorsement: of any anchor",
-    "endorsement: signed for the first label",
-    "signers: one is enough",
 )
 QUICK = ("_register: already-registered", "_check_rule: signatures", "_check_registered: check 11")
 
