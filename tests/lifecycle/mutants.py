@@ -108,17 +108,11 @@ def _both(name: str, *mutants: Mutant) -> Mutant:
     return Mutant(name, install)
 
 
-_TAINT, _ENDORSE, _REVOKED, _PURPOSES = Lineage._taint, Lineage.endorse, Lineage.revoked, events._purposes
+_TAINT, _ENDORSE, _PURPOSES = Lineage._taint, Lineage.endorse, events._purposes
 
 
 def _taint_without_parents(self: Lineage, made: Any, before: str | None) -> frozenset[str]:
     own = frozenset(made.taint) | self.added.get(made.kind, NONE) | self._carried(before)
-    return own - self._endorsed.get(made.anchor, NONE)
-
-
-def _taint_of_the_last_parent(self: Lineage, made: Any, before: str | None) -> frozenset[str]:
-    own = frozenset(made.taint) | self.added.get(made.kind, NONE) | self._carried(before)
-    own |= self.records[made.parents[-1]].taint if made.parents else NONE
     return own - self._endorsed.get(made.anchor, NONE)
 
 
@@ -136,12 +130,6 @@ def _endorse_everything(self: Lineage, anchor: str, labels: Iterable[str]) -> li
 
 def _revoked_without_descendants(self: Lineage, anchor: str) -> list[str]:
     return []
-
-
-def _revoked_children_only(self: Lineage, anchor: str) -> list[str]:
-    for child in self._children.get(anchor, ()):
-        self.records[child].revoked_ancestor = anchor
-    return list(self._children.get(anchor, ()))
 
 
 def _first_label_only(content: Any) -> tuple[str, ...]:
@@ -181,7 +169,6 @@ def weakened() -> dict[str, Mutant]:
     """Mutants that no removed `raise` gives, by name: the rules of taint and descent, and whose signatures count."""
     made = (
         _set("taint: not of parents", Lineage, "_taint", _taint_without_parents),
-        _set("taint: of the last parent only", Lineage, "_taint", _taint_of_the_last_parent),
         _set("taint: not of the same text", Lineage, "_carried", lambda self, before: NONE),
         _set("taint: not its own labels", Lineage, "_taint", _taint_without_own),
         Mutant("taint: not what the kind adds", _nothing_added),
@@ -189,7 +176,6 @@ def weakened() -> dict[str, Mutant]:
         _set("endorsement: of every label", Lineage, "endorse", _endorse_everything),
         _set("endorsement: signed for the first label", events, "_purposes", _first_label_only),
         _set("revocation: descendants go on", Lineage, "revoked", _revoked_without_descendants),
-        _set("revocation: grandchildren go on", Lineage, "revoked", _revoked_children_only),
         _unforgeable_both(),
         _set("signers: of any role", events, "_check_rule", _any_signers),
         _set("signers: one is enough", events, "_check_rule", _one_signer),
