@@ -75,7 +75,7 @@ def work(url: str, policy: bytes, pipe: Connection) -> None:
                 self.at = time.time()
             return made
 
-    with WatchedDatabase(url) as registry:
+    with WatchedDatabase(url, trusted) as registry:
         pipe.send("ready")
         while (digest := pipe.recv()) is not None:
             used = GatedAnchor(digest, "memory", datetime.now(UTC) + timedelta(days=1))

@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from fieldprint.errors import FieldprintError
 
@@ -25,8 +25,10 @@ def parse_url(url: str, what: str) -> URL:
     """
     try:
         where = make_url(url if "://" in url else f"sqlite:///{url}")
-    except ArgumentError as error:
-        raise FieldprintError(f"{url} is neither a file nor the URL of a database") from error
+    except (ArgumentError, ValueError) as error:  # the second of a port that is no number
+        raise FieldprintError(
+            f"the place of the {what} is neither a file nor the URL of a database"  # it may hold a password
+        ) from error
     if where.get_backend_name() == "postgresql":
         return where.set(drivername="postgresql+psycopg")
     if where.get_backend_name() != "sqlite":
@@ -105,20 +107,31 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """A transaction that sees one state of the database."""
-        with self._connect(self._reader) as connection, connection.begin():
-            yield connection
+        """A transaction that sees one state of the database.
+
+        Raises:
+            FieldprintError: it cannot be opened, went away, or its file is damaged.
+        """
+        try:
+            with self._connect(self._reader) as connection, connection.begin():
+                yield connection
+        except DBAPIError as error:
+            raise FieldprintError(f"the {self.what} cannot be read: {_first_line(error.orig)}") from error
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
-        """A transaction that no other writer runs beside."""
+        """A transaction that no other writer runs beside.
+
+        Raises:
+            FieldprintError: it cannot be opened or written, or it refuses a row.
+        """
         try:
             with self._connect(self._writer) as connection, connection.begin():
                 if self.dialect == "postgresql":
                     connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": self._lock})
                 yield connection
-        except OperationalError as error:
-            raise FieldprintError(f"the {self.what} cannot be written: {error.orig}") from error
+        except DBAPIError as error:
+            raise FieldprintError(f"the {self.what} cannot be written: {_first_line(error.orig)}") from error
 
     def _connect(self, engine: Engine) -> Connection:
         try:
@@ -131,6 +144,10 @@ class Database:
     def close(self) -> None:
         """Close every connection."""
         self._engine.dispose()
+
+
+def _first_line(error: BaseException | None) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _set_sqlite(connection: Any) -> None:

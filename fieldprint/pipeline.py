@@ -119,14 +119,15 @@ def run(
         record_orders(orders, log, policy)
         reader.refresh()
     known = Registry.replay(reader.entries(), policy)
-    verified, left = (None, None) if signed is None else _admitted(signed, policy, now, known, model.digest)
-    gate = gate_of(policy, verified, name=name, registry=registry or Unwatched(known), orders=orders)
+    artifact, verified, left = _admitted(signed, policy, now, known, model.digest)
+    gate = gate_of(policy, artifact, name=name, registry=registry or Unwatched(known), orders=orders)
     ruling = gate.ruling()
     if ruling is not None and ruling.action == "stop":
         raise VerificationError(15, ruling.why, remedy="Whoever may override can lift it")
-    if ruling is not None or left is not None:
+    why = left if ruling is None else ruling.why
+    if why:
         verified = None
-        _tell_bypassed(requests, left or (ruling.why if ruling else ""), on_event)
+        _tell_bypassed(requests, why, on_event)
     pool = page_pool(model.decoder, requests, attention, settings, verified, device=device)
     pinned = None
     if verified is not None:
@@ -156,11 +157,14 @@ def run(
 
 
 def _admitted(
-    signed: bytes, policy: Policy, now: datetime, registry: Registry, model: str
-) -> tuple[VerifiedAnchor | None, str | None]:
-    """The verified anchor; or none, and why, where all that speaks against it is an order to bypass it."""
+    signed: bytes | None, policy: Policy, now: datetime, registry: Registry, model: str
+) -> tuple[AnchorArtifact | None, VerifiedAnchor | None, str]:
+    """What is to be used, and that verified; or not, and why, where all that speaks against it is an order to bypass it."""
+    if signed is None:
+        return None, None, ""
     try:
-        return verify_anchor(signed, policy, now=now, registry=registry, model=model), None
+        verified = verify_anchor(signed, policy, now=now, registry=registry, model=model)
+        return verified.artifact, verified, ""
     except VerificationError as error:
         if error.check != 15:
             raise
@@ -168,7 +172,7 @@ def _admitted(
         order = registry.override_on(now, anchor=artifact.digest, kind=artifact.kind)
         if order is None or order.action != "bypass":
             raise
-        return None, error.what
+        return artifact, None, error.what
 
 
 def _ordered(results: Iterable[GenerationResult]) -> bool:
@@ -187,17 +191,16 @@ def _tell_bypassed(
 
 def gate_of(
     policy: Policy,
-    verified: VerifiedAnchor | None,
+    artifact: AnchorArtifact | None,
     *,
     name: str,
     registry: Watched | None,
     orders: OrdersFile | None,
 ) -> AnchorGate:
-    """The gate of an engine that uses this anchor, or none."""
+    """The gate of an engine that uses this anchor, or none; one that is bypassed can still be frozen."""
     used = None
-    if verified is not None:
-        artifact = verified.artifact
-        used = GatedAnchor(verified.digest, artifact.kind, artifact.not_after)
+    if artifact is not None:
+        used = GatedAnchor(artifact.digest, artifact.kind, artifact.not_after)
     return AnchorGate(policy, used, engine=name, registry=registry, orders=orders)
 
 

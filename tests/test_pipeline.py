@@ -140,6 +140,17 @@ def test_a_bypass_that_is_in_force_before_is_told_and_nothing_is_pinned(
     assert registry_of(log).believed["promote"] == 0
 
 
+def test_a_freeze_of_an_anchor_holds_where_the_anchor_was_bypassed_before(
+    model: LoadedModel, artifact: AnchorArtifact, log: LogWriter, tmp_path: Path
+) -> None:
+    orders = OrdersFile(tmp_path / "orders", POLICY)
+    orders.append(override(7, "anchor", artifact.digest, action="bypass"))
+    operator = Operator(orders, 21, override(8, "kind", "identity"))
+    for answer in answers(model, artifact, log, orders, operator):
+        assert (answer.result.reason, answer.before) == ("frozen", None)
+        assert 0 < len(answer.result.tokens) < 50
+
+
 def test_a_damaged_file_of_orders_stops_it_and_loses_no_answer(
     model: LoadedModel, artifact: AnchorArtifact, log: LogWriter, tmp_path: Path
 ) -> None:

@@ -252,7 +252,7 @@ class Policy:
 
     def trusted(self, names: tuple[str, ...] | None = None) -> dict[str, SignatureVerifier]:
         """Key id to what checks a signature, of these names or of all."""
-        return dict(self._loaded[name] for name in (names or tuple(self._loaded)))
+        return dict(self._loaded[name] for name in (self._loaded if names is None else names))
 
     def name_of(self, identifier: str) -> str:
         """The name of the key or identity with this id."""

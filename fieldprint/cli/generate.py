@@ -29,6 +29,7 @@ from fieldprint.cli.output import print_result, printable
 from fieldprint.errors import CapacityError
 
 if TYPE_CHECKING:
+    from fieldprint.anchor import Policy
     from fieldprint.cli.stream import JsonStream, TerminalStream
     from fieldprint.generate import Event
     from fieldprint.pipeline import Answer
@@ -164,7 +165,7 @@ def generate(
         with (
             open_cosigner(quorum, trusted) as cosigner,
             open_writer(log, log_key, trusted, last_signed, cosign=cosigner) as writer,
-            _watched(registry) as watched,
+            _watched(registry, trusted) as watched,
         ):
             answers = run(
                 requests,
@@ -222,13 +223,13 @@ def generate(
 
 
 @contextmanager
-def _watched(url: str | None) -> "Iterator[WatchedDatabase | None]":
+def _watched(url: str | None, policy: "Policy") -> "Iterator[WatchedDatabase | None]":
     if url is None:
         yield None
         return
     from fieldprint.registry.watched import WatchedDatabase
 
-    with WatchedDatabase(url) as watched:
+    with WatchedDatabase(url, policy) as watched:
         yield watched
 
 

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from fieldprint.cli.cosigning import open_cosigner, warn
 from fieldprint.cli.inputs import open_policy, open_signers, open_writer
@@ -22,7 +20,7 @@ from fieldprint.cli.options import (
     SigningKeys,
     Yes,
 )
-from fieldprint.cli.output import print_result
+from fieldprint.cli.output import print_result, print_table
 from fieldprint.errors import FieldprintError
 
 if TYPE_CHECKING:
@@ -46,7 +44,8 @@ Kind = Annotated[str | None, typer.Option("--kind", help="Kind of the anchors th
 EngineName = Annotated[str | None, typer.Option("--engine", help="Name of the engine that it is about.")]
 Everything = Annotated[bool, typer.Option("--all", help="It is about everything.")]
 Hours = Annotated[
-    float | None, typer.Option("--hours", min=0.01, help="How long it holds; else until restored.")
+    float | None,
+    typer.Option("--hours", min=0.01, max=876_000, help="How long it holds; else until restored."),
 ]
 LogPlaceOrNone = Annotated[str | None, typer.Option("--log", help="Append the order to this log too.")]
 LogKeyOrNone = Annotated[Path | None, typer.Option("--log-key", help="Private key of that log.")]
@@ -162,21 +161,21 @@ def override_list(policy: PolicyFile, orders: Orders, as_json: Json = False) -> 
     if as_json:
         print_result({"orders": rows}, True, "")
         return
-    table = Table("number", "order", "on", "since", "until", "reason", box=None)
-    for row in rows:
-        until = row["expires"] or "restored"
-        table.add_row(
+    if not rows:
+        typer.echo("no order is in force")
+        return
+    cells = [
+        (
             str(row["number"]),
             str(row["action"]) if row["holds"] else f"{row['action']} (expired)",
             f"{row['scope']} {row['target']}",
             str(row["time"]),
-            str(until),
+            str(row["expires"] or "restored"),
             str(row["reason"]),
         )
-    if rows:
-        Console().print(table)
-    else:
-        typer.echo("no order is in force")
+        for row in rows
+    ]
+    print_table(str(orders), ("number", "order", "on", "since", "until", "reason"), cells)
 
 
 @app.command("record")
@@ -265,8 +264,8 @@ def _order(what: _What, signing: _Signing, path: Path, log: _Log, how: _How) -> 
     file = _orders_of(path, trusted)
     now = datetime.now(UTC).replace(microsecond=0)
     expires = None if what.hours is None else now + timedelta(seconds=int(3600 * what.hours))
-    # Milliseconds grow by themselves, also while nobody can ask the log for the last number.
-    number = time.time_ns() // 1_000_000
+    # Milliseconds grow by themselves, also while nobody can ask the log for the last number; a clock may go back.
+    number = max(time.time_ns() // 1_000_000, file.last_number + 1)
     order = Override(what.action, what.scope, what.target, number, what.reason, now, expires)  # type: ignore[arg-type]
     entry = event_entry("override", sign_statement(order, open_signers(signing.key, signing.passphrase_file)))
     fields: dict[str, object] = {

@@ -162,8 +162,8 @@ class RegistryDatabase:
             progress: called after each batch with the next entry's index and the log's size.
 
         Raises:
-            FieldprintError: the database is of another log or policy, ahead of the log or forked from it; or it cannot be
-                written.
+            FieldprintError: the database is of another log or policy, ahead of the log or forked from it; it was rebuilt
+                meanwhile from less of the log; or it cannot be written.
             LogError, FormatError: the log cannot be read, or is damaged.
         """
         try:
@@ -237,6 +237,11 @@ class RegistryDatabase:
     ) -> int:
         """Apply a chunk to the registry, and write what lies behind the position: others may have been faster."""
         first = 0 if position is None else position.next
+        if first < registry.position:  # what lies between would never be written
+            raise FieldprintError(
+                f"the registry database went back from entry {registry.position} to {first}: somebody rebuilt it meanwhile",
+                remedy="fieldprint registry sync",
+            )
         changes: list[Change] = []
         mark, written = Mark.of(registry), 0
         for read in chunk:
@@ -295,8 +300,7 @@ class RegistryDatabase:
         position = _position(connection)
         if position is None or position == self._written:
             return position
-        if position.policy != _digest(policy):
-            raise FieldprintError("the registry database was made with another policy", remedy=REBUILD)
+        _check_policy(position, policy)
         if position.origin != reader.checkpoint().origin:
             raise FieldprintError(
                 f"the registry database is of the log {position.origin}, not of {reader.checkpoint().origin}",
@@ -324,6 +328,19 @@ class RegistryDatabase:
         """How far the log was read; None in an empty database."""
         with self._database.reading() as connection:
             return _position(connection)
+
+    def check_policy(self, policy: Policy) -> None:
+        """Return only if a log was read with this policy, which names the log's key too.
+
+        Raises:
+            FieldprintError: it was another policy, or nothing was read yet.
+        """
+        position = self.position()
+        if position is None:
+            raise FieldprintError(
+                "the registry database has read no log yet", remedy="fieldprint registry sync"
+            )
+        _check_policy(position, policy)
 
     def standing(self, anchor: str, kind: str, now: datetime) -> Standing:
         """What is said of an anchor of this kind at this time, of one state of the database."""
@@ -445,6 +462,11 @@ class RegistryDatabase:
 
 def _digest(policy: Policy) -> str:
     return sha256(policy.to_bytes()).hexdigest()
+
+
+def _check_policy(position: Position, policy: Policy) -> None:
+    if position.policy != _digest(policy):
+        raise FieldprintError("the registry database was made with another policy", remedy=REBUILD)
 
 
 def _position(connection: Connection) -> Position | None:

@@ -8,7 +8,11 @@ boundary. A file that cannot be believed whole is an order to stop: who may writ
 that was damaged must not be passed over.
 """
 
+import fcntl
 import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +27,7 @@ from fieldprint.tlog.writer import LogWriter
 
 MAX_FILE_SIZE = 1 << 20
 ORDERS = ("override", "lift")
+PATIENCE = 2.0  # seconds for which a writer waits for another one
 
 
 @dataclass(slots=True)
@@ -36,7 +41,7 @@ class OrdersFile:
 
     path: Path
     policy: Policy
-    _seen: tuple[int, int, int] | None = None
+    _seen: tuple[int, ...] | None = None
     _registry: Registry = field(init=False)
     _broken: str | None = None
 
@@ -66,6 +71,11 @@ class OrdersFile:
         """The overrides that were not lifted, expired ones among them."""
         return list(self._registry.overrides.values())
 
+    @property
+    def last_number(self) -> int:
+        """The number of the last override in the file, lifted or not; 0 before the first."""
+        return self._registry.last_number
+
     def entries(self) -> list[bytes]:
         """The file's log entries, in order.
 
@@ -80,29 +90,38 @@ class OrdersFile:
         """The file's content with an order behind the others, which is believed there.
 
         Raises:
-            EventError: it is not. FieldprintError: the file holds what cannot be believed. OSError: it cannot be read.
+            EventError: it is not, or the file would be too large to be believed. FieldprintError: the file holds what cannot
+                be believed. OSError: it cannot be read.
         """
         data = b"\n".join([*self.entries(), entry]) + b"\n"
+        if len(data) > MAX_FILE_SIZE:
+            raise EventError(
+                "malformed",
+                f"{self.path} would have more than {MAX_FILE_SIZE} bytes",
+                remedy="Append its orders to the log (override record), and begin a new file",
+            )
         replayed(data, self.policy)
         return data
 
     def append(self, entry: bytes) -> None:
-        """Add an order behind the others, by one rename.
+        """Add an order behind the others, by one rename; two writers do not lose each other's.
 
         Raises:
             EventError, FieldprintError: as `check`; the file is as it was. OSError: it cannot be written.
         """
-        replace_file(self.path, self.check(entry))
+        with _turn(self.path.absolute().parent):
+            replace_file(self.path, self.check(entry))
         self.changed()
 
-    def _stamp(self) -> tuple[int, int, int]:
+    def _stamp(self) -> tuple[int, ...]:
+        """With the time of the last change, which no program sets: a rewritten file can be given back the others."""
         try:
             found = os.stat(self.path)
         except FileNotFoundError:
-            return (0, 0, 0)
+            return ()
         except OSError:
-            return (-1, -1, -1)
-        return (found.st_ino, found.st_size, found.st_mtime_ns)
+            return (-1,)
+        return (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
     def _read(self) -> bytes:
         try:
@@ -113,6 +132,27 @@ class OrdersFile:
         if len(data) > MAX_FILE_SIZE:
             raise EventError("malformed", f"it has more than {MAX_FILE_SIZE} bytes")
         return data
+
+
+@contextmanager
+def _turn(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, or go on without it after a while: an order must not wait for whoever keeps it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        end = time.monotonic() + PATIENCE
+        while not _locked(descriptor) and time.monotonic() < end:
+            time.sleep(0.01)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except OSError:
+        return False
 
 
 def replayed(data: bytes, policy: Policy) -> Registry:

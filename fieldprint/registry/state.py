@@ -121,6 +121,11 @@ class Registry:
         """The registered anchors with a revoked ancestor, in the order of registration."""
         return [digest for digest, record in self.anchors.items() if record.revoked_ancestor is not None]
 
+    @property
+    def last_number(self) -> int:
+        """The number of the last override, lifted or not; 0 before the first."""
+        return self._last_number
+
     def revocation_of(self, anchor: str) -> Revocation | None:
         """The revocation of the anchor, or of one that it comes from."""
         record = self.anchors.get(anchor)

@@ -1,7 +1,8 @@
 """The registry's database as a running engine's gate sees it: it comes back by itself when it was lost.
 
 While it is lost every call raises, so that the gate counts its grace. A thread tries to open it again, once every few seconds:
-a step never waits for a connection.
+a step never waits for a connection. A database that was made with another policy than the engine's is as good as none: what it
+says was decided by others.
 """
 
 import time
@@ -10,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Self
 
+from fieldprint.anchor.policy import Policy
 from fieldprint.anchor.statements import Override, Revocation
 from fieldprint.errors import FieldprintError
 from fieldprint.registry.database import RegistryDatabase
@@ -26,18 +28,19 @@ class WatchedDatabase:
 
     Args:
         url: as of `RegistryDatabase`.
+        policy: the engine's; the database must have been made with it.
         retry: seconds between tries to open it again.
 
     Raises:
-        FieldprintError: it cannot be opened now.
+        FieldprintError: it cannot be opened now, or was made with another policy.
     """
 
-    def __init__(self, url: str, *, retry: float = RETRY) -> None:
-        self._url, self._retry = url, retry
+    def __init__(self, url: str, policy: Policy, *, retry: float = RETRY) -> None:
+        self._url, self._policy, self._retry = url, policy, retry
         self._thread = ThreadPoolExecutor(1, "fieldprint-registry")
         self._opening: Future[Opened] | None = None
         self._tried = time.monotonic()
-        self._opened: Opened | None = _open(url)
+        self._opened: Opened | None = _open(url, policy)
         self._why = ""
 
     def __enter__(self) -> Self:
@@ -90,6 +93,7 @@ class WatchedDatabase:
     def _database(self) -> RegistryDatabase:
         if self._opened is None:
             raise WatchLost(self._why)
+        self._opened[1].check_policy(self._policy)  # it may have been rebuilt with another
         return self._opened[1]
 
     def _lose(self, error: FieldprintError) -> WatchLost:
@@ -109,17 +113,23 @@ class WatchedDatabase:
             self._why = str(error)
         if self._opening is None and time.monotonic() - self._tried > self._retry:
             self._tried = time.monotonic()
-            self._opening = self._thread.submit(_open, self._url)
+            self._opening = self._thread.submit(_open, self._url, self._policy)
         raise WatchLost(f"the registry cannot be reached: {self._why}")
 
 
-def _open(url: str) -> Opened:
+def _open(url: str, policy: Policy) -> Opened:
     watch = RegistryWatch(url)  # first: what is written from here on is told of
     try:
-        return watch, RegistryDatabase(url)
+        database = RegistryDatabase(url)
+        try:
+            database.check_policy(policy)
+        except BaseException:
+            database.close()
+            raise
     except BaseException:
         watch.close()
         raise
+    return watch, database
 
 
 def _close(opened: Opened) -> None:

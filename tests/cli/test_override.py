@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 
+from fieldprint.anchor import Policy, load_private_key
+from fieldprint.registry.orders import OrdersFile
 from tests.commands import run_here
+from tests.registry.world import override
 
 POLICY = ("--policy", "policy.toml")
 FILE = ("--orders", "orders")
@@ -45,6 +48,15 @@ def test_an_order_is_given_listed_lifted_and_recorded(folder: Path) -> None:
     assert lifted["indices"] == [1]
     assert ordered(folder, "list", *POLICY, *FILE)["orders"] == []
     assert "no order" in run_here(folder, "override", "list", *POLICY, *FILE).stdout
+
+
+def test_a_reason_is_no_markup_and_a_number_is_above_the_last(folder: Path) -> None:
+    policy = Policy.from_bytes((folder / "policy.toml").read_bytes())
+    warden = load_private_key(folder / "keys" / "warden.key")
+    ahead = 2**52  # of a clock that was wrong
+    OrdersFile(folder / "orders", policy).append(override(ahead, reason="[/no] markup", keys=(warden,)))
+    assert "[/no] markup" in run_here(folder, "override", "list", *POLICY, *FILE).stdout
+    assert ordered(folder, "freeze", *WARDEN, "--kind", "identity", "--reason", "x")["number"] == ahead + 1
 
 
 def test_an_order_stands_when_the_log_cannot_be_written(folder: Path) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
 
 from fieldprint.errors import FieldprintError, IntegrityError
 from fieldprint.memory import Encoder, Memory, MemoryStore, default_encoder
@@ -252,7 +251,7 @@ def test_the_database_itself_refuses(store: MemoryStore, forgery: str) -> None:
     store.derive("from an anchor", ["ab" * 32], source="test", anchors={"ab" * 32: ()})
     before = list(store.iterate())
     statement, said = FORGERIES[forgery]
-    with pytest.raises(DBAPIError, match=said), store._database.writing() as connection:
+    with pytest.raises(FieldprintError, match=said), store._database.writing() as connection:
         connection.execute(text(statement))
     assert list(store.iterate()) == before
 

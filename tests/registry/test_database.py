@@ -290,6 +290,56 @@ def test_a_log_that_lost_entries_is_refused(url: str, log: LogReader, tmp_path: 
     assert rows(url) == synced(str(tmp_path / "other.db"), short)
 
 
+def test_a_rebuild_from_less_of_the_log_while_another_syncs_loses_no_row(url: str, tmp_path: Path) -> None:
+    """What lies between would be passed over, a revocation as well as anything else."""
+    made = [anchor(f"a{number}") for number in range(6)]
+    folder = tmp_path / "log"
+    old = write_log(folder, [sign(each) for each in made[:3]])
+    assert old.checkpoint().tree_size == 3
+    append(folder, [revoke(made[0]), *(sign(each) for each in made[3:])])
+    reader = LogReader(folder, [POLICY.log_key])
+
+    def rebuild(done: int, _: int) -> None:
+        if done == 5:
+            with RegistryDatabase(url) as other:
+                assert other.rebuild(old, POLICY) == 3
+
+    with RegistryDatabase(url, create=True) as database:
+        with pytest.raises(FieldprintError, match="went back from entry 5 to 3"):
+            database.sync(reader, POLICY, batch=5, progress=rebuild)
+        assert database.sync(reader, POLICY) == 4
+        assert database.standing(made[0].anchor, "memory", TIME).revocation is not None
+    assert rows(url) == synced(str(tmp_path / "other.db"), reader)
+
+
+def test_a_database_of_another_policy_or_of_no_log_is_told(url: str, log: LogReader) -> None:
+    with RegistryDatabase(url, create=True) as database:
+        with pytest.raises(FieldprintError, match="has read no log yet"):
+            database.check_policy(POLICY)
+        database.sync(log, POLICY)
+        database.check_policy(POLICY)
+        with pytest.raises(FieldprintError, match="another policy"):
+            database.check_policy(replace(POLICY, revocation_threshold=1))
+
+
+def test_what_the_database_itself_raises_is_one_of_our_errors(url: str, log: LogReader) -> None:
+    synced(url, log)
+    with RegistryDatabase(url) as database:
+        with database._database.writing() as connection:
+            connection.execute(text("ALTER TABLE registry_revocations RENAME TO elsewhere"))
+        with pytest.raises(FieldprintError, match=r"cannot be read: .*revocations"):
+            database.standing(digest("x"), "memory", TIME)
+        with pytest.raises(FieldprintError, match=r"cannot be written: .*revocations"):
+            database.rebuild(log, POLICY)
+
+
+@pytest.mark.parametrize("place", ["postgresql://me:secret@host:port/db", "://me:secret@host"])
+def test_a_place_that_is_none_is_refused_without_its_password(place: str) -> None:
+    with pytest.raises(FieldprintError, match="neither a file nor") as refused:
+        RegistryDatabase(place)
+    assert "secret" not in str(refused.value)
+
+
 @pytest.mark.parametrize("same_object", [True, False])
 def test_a_forked_log_is_refused(url: str, log: LogReader, tmp_path: Path, same_object: bool) -> None:
     entries = list(log.entries())

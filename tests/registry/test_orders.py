@@ -1,5 +1,9 @@
 """The file of orders: believed whole, or an order to stop."""
 
+import fcntl
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -99,6 +103,54 @@ def test_an_order_that_is_not_believed_leaves_the_file_as_it_was(tmp_path: Path)
             file.append(entry)
     assert (tmp_path / "orders").read_bytes() == before
     assert sorted(tmp_path.iterdir()) == [tmp_path / "orders"]
+
+
+def test_a_file_that_is_rewritten_with_its_old_time_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "orders"
+    file = OrdersFile(path, POLICY)
+    file.append(override(5, action="bypass"))
+    whole, before = path.read_bytes(), path.stat()
+    time.sleep(0.02)
+    path.write_bytes(b"x" * len(whole))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert file.changed()
+    assert file.broken is not None
+
+
+def test_a_writer_waits_for_another_one_but_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, other = OrdersFile(tmp_path / "orders", POLICY), OrdersFile(tmp_path / "orders", POLICY)
+    held = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    with ThreadPoolExecutor(2) as threads:
+        waiting = [threads.submit(each.append, override(n)) for each, n in ((file, 1), (other, 2))]
+        time.sleep(0.2)
+        assert not any(each.done() for each in waiting)
+        assert not (tmp_path / "orders").exists()
+        os.close(held)
+        refused = [error for each in waiting if (error := each.exception()) is not None]
+    # Which of them is first is open; whichever it is, what was written is not written over.
+    assert all("its number is 1" in str(error) for error in refused)
+    assert len(OrdersFile(tmp_path / "orders", POLICY).entries()) == 2 - len(refused)
+    held = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    monkeypatch.setattr("fieldprint.registry.orders.PATIENCE", 0.1)
+    file.append(override(9))
+    os.close(held)
+    assert file.last_number == 9
+
+
+def test_an_order_that_would_make_the_file_too_large_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = OrdersFile(tmp_path / "orders", POLICY)
+    file.append(override(1))
+    before = (tmp_path / "orders").read_bytes()
+    monkeypatch.setattr("fieldprint.registry.orders.MAX_FILE_SIZE", 2 * len(before) - 1)
+    with pytest.raises(EventError, match="begin a new file"):
+        file.append(override(2))
+    assert (tmp_path / "orders").read_bytes() == before
 
 
 def test_a_damaged_file_is_seen_and_a_restored_one_believed_again(tmp_path: Path) -> None:

@@ -2,12 +2,16 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("sqlalchemy", reason="needs SQLAlchemy; the extra [registry] brings it")
 
+from sqlalchemy import text
+
+from fieldprint.errors import FieldprintError
 from fieldprint.registry.database import RegistryDatabase
 from fieldprint.registry.gate import AnchorGate, GatedAnchor, Ruling
 from fieldprint.registry.watch import WatchLost
@@ -39,7 +43,7 @@ def test_a_gate_hears_of_revocations_and_orders(url: str, tmp_path: Path) -> Non
     reader = write_log(folder, [sign(PARENT), sign(CHILD)])
     with RegistryDatabase(url, create=True) as database:
         database.sync(reader, POLICY)
-        with WatchedDatabase(url) as watched:
+        with WatchedDatabase(url, POLICY) as watched:
             gate = AnchorGate(POLICY, USED, registry=watched, clock=lambda: TIME)
             before: list[Ruling | None] = [None]
 
@@ -66,7 +70,7 @@ def test_a_file_that_was_replaced_is_lost_and_opened_again(tmp_path: Path) -> No
     for name in ("registry.db", "new.db"):
         with RegistryDatabase(str(tmp_path / name), create=True) as database:
             database.sync(reader, POLICY)
-    with WatchedDatabase(str(tmp_path / "registry.db"), retry=0.05) as watched:
+    with WatchedDatabase(str(tmp_path / "registry.db"), POLICY, retry=0.05) as watched:
         gate = AnchorGate(POLICY, USED, registry=watched, grace=0, clock=lambda: TIME)
         assert gate.ruling() is None
         (tmp_path / "new.db").replace(tmp_path / "registry.db")
@@ -76,12 +80,49 @@ def test_a_file_that_was_replaced_is_lost_and_opened_again(tmp_path: Path) -> No
         until(lambda: gate.ruling() is None)
 
 
+def test_a_database_of_another_policy_is_refused_and_lost_when_it_becomes_one(
+    url: str, tmp_path: Path
+) -> None:
+    """Else a revocation that this policy believes, and the other does not, would not be heard."""
+    other = replace(POLICY, revocation_threshold=1)
+    reader = write_log(tmp_path / "log", [sign(PARENT), sign(CHILD)])
+    with RegistryDatabase(url, create=True) as database:
+        database.sync(reader, POLICY)
+        with pytest.raises(FieldprintError, match="another policy"):
+            WatchedDatabase(url, other)
+        with WatchedDatabase(url, POLICY, retry=0.05) as watched:
+            gate = AnchorGate(POLICY, USED, registry=watched, grace=0, clock=lambda: TIME)
+            assert gate.ruling() is None
+            database.rebuild(reader, other)
+            until(lambda: gate.ruling() is not None)
+            ruling = gate.ruling()
+            assert ruling is not None
+            assert ruling.reason == "registry-lost"
+            assert "another policy" in ruling.why
+            database.rebuild(reader, POLICY)
+            until(lambda: gate.ruling() is None)
+
+
+def test_a_database_that_cannot_be_read_is_lost(url: str, tmp_path: Path) -> None:
+    reader = write_log(tmp_path / "log", [sign(PARENT), sign(CHILD)])
+    with RegistryDatabase(url, create=True) as database:
+        database.sync(reader, POLICY)
+        with WatchedDatabase(url, POLICY, retry=0.05) as watched:
+            with database._database.writing() as connection:
+                connection.execute(text("ALTER TABLE registry_revocations RENAME TO elsewhere"))
+            gate = AnchorGate(POLICY, USED, registry=watched, grace=0, clock=lambda: TIME)
+            until(lambda: gate.ruling() is not None)
+            with database._database.writing() as connection:
+                connection.execute(text("ALTER TABLE elsewhere RENAME TO registry_revocations"))
+            until(lambda: gate.ruling() is None)
+
+
 def test_a_server_that_goes_and_comes_back(postgres_server: PostgresServer, tmp_path: Path) -> None:
     url = postgres_server.create_database()
     reader = write_log(tmp_path / "log", [sign(PARENT), sign(CHILD)])
     with RegistryDatabase(url, create=True) as database:
         database.sync(reader, POLICY)
-    with WatchedDatabase(url, retry=0.05) as watched:
+    with WatchedDatabase(url, POLICY, retry=0.05) as watched:
         strict = AnchorGate(POLICY, USED, registry=watched, grace=0, clock=lambda: TIME)
         assert strict.ruling() is None
         postgres_server.stop()  # in a crash this server, which syncs nothing, may lose what was committed
