@@ -169,19 +169,18 @@ def _check_not_replaced(standing: Standing) -> None:
 
 def _check_registered(artifact: AnchorArtifact, rule: KindRule, standing: Standing) -> None:
     """Checks 11 to 13."""
-    if standing.registration is None:
-        raise VerificationError(
-            11, "the anchor is not registered in the log", remedy="fieldprint anchor register FILE"
-        )
     try:
         expected = Registration.of(artifact)
     except FormatError as error:
         raise VerificationError(11, error.what, remedy="Sign a new anchor") from error
     if standing.registration != expected:
+        unknown = standing.registration is None
         raise VerificationError(
             11,
-            "its registration in the log says something else than the anchor",
-            remedy="Revoke it, and sign a new one",
+            "the anchor is not registered in the log"
+            if unknown
+            else "its registration in the log says something else than the anchor",
+            remedy="fieldprint anchor register FILE" if unknown else "Revoke it, and sign a new one",
         )
     forbidden = sorted(standing.taint.intersection(rule.forbidden_taint))
     if forbidden:
