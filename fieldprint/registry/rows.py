@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, Table, bindparam, delete, insert, select, update
 
-from fieldprint.anchor.artifact import format_time, parse_time
+from fieldprint.anchor.artifact import format_time, parse_time, string_list
 from fieldprint.anchor.statements import (
     Endorsement,
     Lift,
@@ -18,6 +18,7 @@ from fieldprint.anchor.statements import (
     StatusRoot,
     Supersession,
 )
+from fieldprint.errors import FormatError
 from fieldprint.registry import tables
 from fieldprint.registry.events import Promotion
 from fieldprint.registry.lineage import AnchorRecord
@@ -139,9 +140,9 @@ def registration_of(row: Row[Any]) -> Registration:
         text_sha256=row.text_sha256,
         not_before=parse_time(row.not_before),
         not_after=parse_time(row.not_after),
-        parents=tuple(json.loads(row.parents)),
-        taint=tuple(json.loads(row.own_taint)),
-        supersedes=tuple(json.loads(row.supersedes)),
+        parents=_list(row.parents),
+        taint=_list(row.own_taint),
+        supersedes=_list(row.supersedes),
     )
 
 
@@ -154,7 +155,17 @@ def override_of(row: Row[Any]) -> Override:
 
 def labels_of(text: str) -> frozenset[str]:
     """The labels in a cell."""
-    return frozenset(json.loads(text))
+    return frozenset(_list(text))
+
+
+def _list(text: str) -> tuple[str, ...]:
+    """The texts in a cell, or FormatError: somebody else may have written it."""
+    try:
+        return string_list(json.loads(text), "a cell of the registry database")
+    except (ValueError, RecursionError) as error:
+        raise FormatError(
+            "a cell of the registry database is no list of texts", remedy="fieldprint registry rebuild"
+        ) from error
 
 
 def _texts(texts: Sequence[str]) -> str:
@@ -210,7 +221,7 @@ def read_registry(connection: Connection, registry: Registry, position: int) -> 
     registry.restore(
         position,
         ((row.entry, registration_of(row)) for row in rows(tables.ANCHORS)),
-        ((row.anchor, tuple(json.loads(row.labels))) for row in rows(tables.ENDORSEMENTS)),
+        ((row.anchor, _list(row.labels)) for row in rows(tables.ENDORSEMENTS)),
         ((row.anchor, row.entry) for row in rows(tables.PROMOTIONS)),
         (Revocation(row.anchor, row.reason, parse_time(row.time)) for row in rows(tables.REVOCATIONS)),
         overrides[-1].number if overrides else 0,

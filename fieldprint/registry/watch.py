@@ -4,7 +4,7 @@ SQLite: `PRAGMA data_version`, which moves when another connection commits. Post
 its transaction. Both cost microseconds and tell nothing of what changed: whoever is told reads it.
 
 Silence is believed only while the connection answers. A file that was replaced, a server that is gone, a connection that
-has not answered for `heartbeat` seconds: `poll` raises, and the engine must refuse, as it would without a registry.
+has not answered for `heartbeat` seconds: `poll` raises, and the engine's gate counts its grace (`gate.py`).
 """
 
 import os
@@ -86,7 +86,8 @@ def _words(error: Exception) -> str:
 
 def _lost(why: str) -> WatchLost:
     return WatchLost(
-        f"the registry database is not there any more: {why}", remedy="Nothing is generated until it is back"
+        f"the registry database is not there any more: {why}",
+        remedy="Engines go on for the grace of their gates",
     )
 
 

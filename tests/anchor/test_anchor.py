@@ -128,6 +128,14 @@ def whole_policy() -> Policy:
     )
 
 
+def test_no_names_are_nobody_and_none_is_everybody() -> None:
+    key = Ed25519PrivateKey.generate().public_key().public_bytes_raw()
+    log = str(NoteSigner("test/log", Ed25519PrivateKey.generate()).verifier_key)
+    policy = Policy({"owner": key}, {}, ("owner",), 1, log)
+    assert policy.trusted(()) == {}
+    assert [policy.name_of(known) for known in policy.trusted()] == ["owner"]
+
+
 def test_a_policy_with_every_table_round_trips_and_an_old_one_is_written_as_before() -> None:
     made = whole_policy()
     assert Policy.from_bytes(made.to_bytes()) == made

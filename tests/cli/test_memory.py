@@ -131,6 +131,7 @@ def test_what_is_said(folder: Path, arguments: tuple[str, ...], code: int, what:
         ('{"text": "a", "taint": "web"}', "taint must be a list"),
         ('{"text": "a", "time": null}', "no time"),
         ('{"text": "a\\u0000"}', "invisible character"),
+        ("[" * 100_000, "recursion"),
     ],
 )
 def test_a_wrong_line_is_named_and_nothing_is_written(tmp_path: Path, line: str, what: str) -> None:

@@ -18,7 +18,7 @@ pytest.importorskip("sqlalchemy", reason="needs SQLAlchemy; the extra [registry]
 from sqlalchemy import delete, event, text
 
 from fieldprint.anchor import AnchorArtifact, Policy, Registration, sign_anchor
-from fieldprint.errors import FieldprintError, VerificationError
+from fieldprint.errors import FieldprintError, FormatError, VerificationError
 from fieldprint.registry import Registry
 from fieldprint.registry.database import RegistryDatabase
 from fieldprint.registry.tables import METADATA
@@ -331,6 +331,17 @@ def test_what_the_database_itself_raises_is_one_of_our_errors(url: str, log: Log
             database.standing(digest("x"), "memory", TIME)
         with pytest.raises(FieldprintError, match=r"cannot be written: .*revocations"):
             database.rebuild(log, POLICY)
+
+
+@pytest.mark.parametrize("cell", ["no json", "7", "[7]", "[" * 100_000])
+def test_a_cell_that_somebody_else_wrote_is_one_of_our_errors(url: str, tmp_path: Path, cell: str) -> None:
+    made = anchor("a")
+    synced(url, write_log(tmp_path / "log", [sign(made)]))
+    with RegistryDatabase(url) as database:
+        with database._database.writing() as connection:
+            connection.execute(text("UPDATE registry_anchors SET taint = :cell"), {"cell": cell})
+        with pytest.raises(FormatError, match="a cell of the registry database"):
+            database.standing(made.anchor, "memory", TIME)
 
 
 @pytest.mark.parametrize("place", ["postgresql://me:secret@host:port/db", "://me:secret@host"])
