@@ -52,7 +52,7 @@ def anchor_sign(
     kind: Annotated[
         str, typer.Option("--kind", help="identity, policy, memory, assertion or observation.")
     ] = "identity",
-    days: Annotated[int, typer.Option("--days", help="How long it is valid.")] = 365,
+    days: Annotated[int, typer.Option("--days", min=1, max=36600, help="How long it is valid.")] = 365,
     taint: Annotated[
         list[str] | None, typer.Option("--taint", help="A taint label; may be repeated.")
     ] = None,

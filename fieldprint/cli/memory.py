@@ -275,7 +275,7 @@ def memory_pack(
     budget: Annotated[int, typer.Option("--budget", min=1, help="The most tokens of the text.")],
     out: Annotated[Path | None, typer.Option("--out", help="Where the candidate goes.")] = None,
     name: Annotated[str, typer.Option("--name", help="Name of the anchor.")] = "memories",
-    days: Annotated[int, typer.Option("--days", min=1, help="How long it will be valid.")] = 30,
+    days: Annotated[int, typer.Option("--days", min=1, max=36600, help="How long it will be valid.")] = 30,
     count: Annotated[int, typer.Option("-k", "--count", min=1, max=10_000, help="Choose from so many.")] = 50,
     kind: Kinds = None,
     forbid: Forbid = None,
