@@ -109,7 +109,7 @@ def run(
         orders: a file of overrides and lifts, or None.
 
     Raises:
-        VerificationError: the anchor is not what the policy asks for, or an order to freeze is in force (check 15).
+        VerificationError: the anchor is not what the policy asks for, or the gate rules that nothing is generated (check 15).
         LogError, CapacityError, IntegrityError: as `Engine.generate`; committed tokens stay committed.
     """
     settings = settings or EngineSettings()
@@ -123,7 +123,8 @@ def run(
     gate = gate_of(policy, artifact, name=name, registry=registry or Unwatched(known), orders=orders)
     ruling = gate.ruling()
     if ruling is not None and ruling.action == "stop":
-        raise VerificationError(15, ruling.why, remedy="Whoever may override can lift it")
+        remedy = "Whoever may override can lift it" if ruling.reason == "frozen" else ""
+        raise VerificationError(15, ruling.why, remedy=remedy)
     why = left if ruling is None else ruling.why
     if why:
         verified = None

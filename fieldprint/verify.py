@@ -101,7 +101,11 @@ def verify_anchor(
         )
     forbidden = sorted(set(artifact.taint) & set(rule.forbidden_taint))
     if forbidden:
-        raise VerificationError(5, f"the anchor is tainted: {', '.join(forbidden)}")
+        raise VerificationError(
+            5,
+            f"the anchor is tainted: {', '.join(forbidden)}",
+            remedy="It names the label itself, and no endorsement takes away such a one",
+        )
     _check_time(artifact, now, rule.max_age_days)
     longest = max((record.num_tokens for record in artifact.fieldprints), default=0)
     if longest > rule.max_tokens:

@@ -16,6 +16,7 @@ from fieldprint.cli.inputs import (
     open_reader,
     open_registry,
     open_signers,
+    open_status,
     read_input,
     write_new,
 )
@@ -30,9 +31,10 @@ from fieldprint.cli.options import (
     PolicyFile,
     QuorumFile,
     SigningKeys,
+    StatusFile,
     Yes,
 )
-from fieldprint.cli.output import print_result
+from fieldprint.cli.output import print_result, unchecked
 from fieldprint.errors import FieldprintError
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ def anchor_sign(
     kind: Annotated[
         str, typer.Option("--kind", help="identity, policy, memory, assertion or observation.")
     ] = "identity",
-    days: Annotated[int, typer.Option("--days", help="How long it is valid.")] = 365,
+    days: Annotated[int, typer.Option("--days", min=1, max=36600, help="How long it is valid.")] = 365,
     taint: Annotated[
         list[str] | None, typer.Option("--taint", help="A taint label; may be repeated.")
     ] = None,
@@ -208,15 +210,24 @@ def anchor_verify(
     model_digest: Annotated[
         str | None, typer.Option("--model-digest", help="Require a fieldprint for this model.")
     ] = None,
+    status: StatusFile = None,
     as_json: Json = False,
 ) -> None:
-    """Check a signed anchor against the policy; needs no model."""
+    """Check a signed anchor against the policy; needs no model.
+
+    Where the policy has a table `status`, it needs --log or --status.
+    """
     from fieldprint.verify import verify_anchor
 
     trusted = open_policy(policy)
     registry = None if log is None else open_registry(log, trusted)
     verified = verify_anchor(
-        read_input(file), trusted, now=datetime.now(UTC), registry=registry, model=model_digest
+        read_input(file),
+        trusted,
+        now=datetime.now(UTC),
+        registry=registry,
+        model=model_digest,
+        status=open_status(status, log, trusted),
     )
     print_result(
         {
@@ -227,7 +238,7 @@ def anchor_verify(
         },
         as_json,
         f"verified: {verified.artifact.kind} {verified.artifact.name}, signed by {', '.join(verified.signers)}"
-        + ("" if log else " (revocation not checked: give --log)"),
+        + ("" if log else unchecked(status)),
     )
 
 

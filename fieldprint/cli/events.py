@@ -72,6 +72,8 @@ def anchor_digest(anchor: str) -> str:
 
     if DIGEST.fullmatch(anchor):
         return anchor
+    if not Path(anchor).exists():
+        raise typer.BadParameter(f"{anchor} is no file, and no digest, which has 64 hex digits")
     return AnchorArtifact.from_bytes(Envelope.from_bytes(read_input(Path(anchor))).payload).digest
 
 
@@ -117,7 +119,8 @@ def anchor_endorse(
     """Take taint labels away at an anchor, and through it at what descends from it.
 
     The keys are those of the policy's `endorsement` of each label, as many as its threshold. An anchor whose taint is
-    forbidden for its kind is endorsed first and registered then.
+    forbidden for its kind is endorsed first and registered then. This is for labels that come from its kind, its parents
+    and earlier anchors of its text: one that the anchor names itself stays, and `anchor verify` refuses it (check 5).
     """
     from fieldprint.anchor import Endorsement, sign_statement
     from fieldprint.registry import event_entry

@@ -115,7 +115,7 @@ def generate(
         typer.Option(
             "--database",
             envvar="FIELDPRINT_REGISTRY",
-            help="The registry's database (a file, or PostgreSQL's URL), watched for revocations and overrides.",
+            help="The registry's database (a file, or PostgreSQL's URL), watched for revocations and overrides; without it the log is asked once, at the beginning.",
         ),
     ] = None,
     orders: OrdersPlace = None,
@@ -160,6 +160,7 @@ def generate(
     interrupt = threading.Event()
     before = signal.signal(signal.SIGINT, _interrupter(interrupt))
     progress = _observer(stream, as_json, loaded.decode, prompt)
+    left: dict[int, str] = {}  # of each request that went without its anchor, why
     started = time.perf_counter()
     try:
         with (
@@ -177,7 +178,7 @@ def generate(
                 attention=AttentionSettings(operator, g, window),
                 fieldprint_file=fieldprint,
                 device=device,
-                on_event=progress,
+                on_event=_noting(left, progress),
                 interrupt=interrupt,
                 name=engine,
                 registry=watched,
@@ -188,7 +189,7 @@ def generate(
         progress.close()
     seconds = time.perf_counter() - started
     rows = []
-    for text, answer in zip(prompt, answers, strict=True):
+    for index, (text, answer) in enumerate(zip(prompt, answers, strict=True)):
         tokens = answer.result.all_tokens
         row: dict[str, object] = {
             "prompt": text,
@@ -197,6 +198,8 @@ def generate(
             "reason": answer.result.reason,
             "receipt": _written(answer, receipts),
         }
+        if index in left:
+            row["without_anchor"] = left[index]
         if answer.before is not None:
             row |= {"left": answer.before.result.reason, "receipt_before": _written(answer.before, receipts)}
         rows.append(row)
@@ -210,6 +213,8 @@ def generate(
             typer.echo(
                 f"> {row['prompt']}\n{printable(str(row['text']))}\n  [{row['tokens']} tokens, {row['reason']}, {row['receipt']}]"
             )
+            if "without_anchor" in row:
+                typer.echo(f"  [without the anchor: {printable(str(row['without_anchor']))}]")
             if "left" in row:
                 typer.echo(
                     f"  [{row['left']}: the anchor was left on the way; until then {row['receipt_before']}]"
@@ -220,6 +225,18 @@ def generate(
     warn(cosigner.shortfall)
     if interrupt.is_set():
         raise typer.Exit(130)
+
+
+def _noting(left: dict[int, str], then: "Callable[[Event], None]") -> "Callable[[Event], None]":
+    """`then`, after noting in `left` why a request goes without its anchor."""
+    from fieldprint.generate import Bypassed
+
+    def note(event: "Event") -> None:
+        if isinstance(event, Bypassed):
+            left[event.request] = event.reason
+        then(event)
+
+    return note
 
 
 @contextmanager

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fieldprint.adapters.transformers import LoadedModel
     from fieldprint.anchor import Policy, Signer
     from fieldprint.anchor.keys import AskSecret
-    from fieldprint.registry import Registry
+    from fieldprint.registry import Registry, StatusProof
     from fieldprint.tlog import Cosign, LogReader, LogWriter, TrustPolicy
 
 
@@ -103,6 +103,22 @@ def open_reader(place: Path | str, policy: "Policy") -> "LogReader":
     from fieldprint.tlog import LogReader
 
     return LogReader(place, [policy.log_key])
+
+
+def open_status(path: Path | None, log: str | None, trusted: "Policy | TrustPolicy") -> "StatusProof | None":
+    """The status proof in a file, if `--status` names one; refused where nobody would look at it."""
+    from fieldprint.anchor import Policy
+    from fieldprint.registry import StatusProof
+
+    if path is None:
+        return None
+    if log is not None:
+        raise typer.BadParameter("--status is for who has no --log")
+    if not isinstance(trusted, Policy) or trusted.status is None:
+        raise typer.BadParameter(
+            "--status needs a policy with a table `status`, which says who signs status roots"
+        )
+    return StatusProof.from_bytes(read_input(path))
 
 
 def open_registry(place: Path | str, policy: "Policy") -> "Registry":

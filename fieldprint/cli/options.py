@@ -54,5 +54,12 @@ OrdersPlace = Annotated[
         help="File of signed overrides and lifts, looked at before every step; see `fieldprint override`.",
     ),
 ]
+StatusFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--status",
+        help="Proof that the anchor is not revoked (`registry status --prove`), for who has no log.",
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and change nothing.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask before what cannot be undone.")]

@@ -18,6 +18,12 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
 
 
+def unchecked(status: object | None) -> str:
+    """What was not checked of an anchor without the log: with a status proof, less."""
+    what = "revocation" if status is None else "ancestors, supersession and overrides"
+    return f" ({what} not checked: give --log)"
+
+
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table; what is in the cells is no markup and steers no terminal."""
     from rich.console import Console
@@ -26,7 +32,8 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 
     table = Table(title=title)
     for column in columns:
-        table.add_column(column, no_wrap=column in ("cosine", "id", "what", "anchor"))
+        # Folded, not cut: a digest that ends in dots cannot be copied.
+        table.add_column(column, no_wrap=column in ("cosine", "id", "what", "anchor"), overflow="fold")
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
     Console().print(table)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fieldprint.cli.cosigning import open_cosigner, warn
+from fieldprint.cli.events import anchor_digest
 from fieldprint.cli.inputs import open_policy, open_signers, open_writer
 from fieldprint.cli.options import (
     DryRun,
@@ -34,18 +35,24 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
+MOST_HOURS = 24 * 366 * 100  # a century
 Orders = Annotated[
     Path,
     typer.Option("--orders", envvar="FIELDPRINT_ORDERS", help="The file of orders; made if it is not there."),
 ]
 Reason = Annotated[str, typer.Option("--reason", help="Why; it is public.")]
-Anchor = Annotated[str | None, typer.Option("--anchor", help="Digest of the anchor that it is about.")]
+OrdersThere = Annotated[
+    Path, typer.Option("--orders", envvar="FIELDPRINT_ORDERS", help="The file of orders.")
+]
+Anchor = Annotated[
+    str | None, typer.Option("--anchor", help="The anchor that it is about: its file, or its digest.")
+]
 Kind = Annotated[str | None, typer.Option("--kind", help="Kind of the anchors that it is about.")]
 EngineName = Annotated[str | None, typer.Option("--engine", help="Name of the engine that it is about.")]
 Everything = Annotated[bool, typer.Option("--all", help="It is about everything.")]
 Hours = Annotated[
     float | None,
-    typer.Option("--hours", min=0.01, max=876_000, help="How long it holds; else until restored."),
+    typer.Option("--hours", min=0.01, max=MOST_HOURS, help="How long it holds; else until restored."),
 ]
 LogPlaceOrNone = Annotated[str | None, typer.Option("--log", help="Append the order to this log too.")]
 LogKeyOrNone = Annotated[Path | None, typer.Option("--log-key", help="Private key of that log.")]
@@ -73,7 +80,7 @@ def override_bypass(
 ) -> None:
     """Generate without the anchor from the next step on."""
     scope, target = _scope(anchor, kind, engine, everything)
-    place = _Log(log, log_key, last_signed, quorum)
+    place = _log_of(log, log_key, last_signed, quorum)
     what = _What("bypass", scope, target, reason, hours)
     _order(what, _Signing(key, passphrase_file, policy), orders, place, _How(dry_run, yes, as_json))
 
@@ -100,7 +107,7 @@ def override_freeze(
 ) -> None:
     """Stop: what was generated is committed, and nothing is generated until it is restored."""
     scope, target = _scope(anchor, kind, engine, everything)
-    place = _Log(log, log_key, last_signed, quorum)
+    place = _log_of(log, log_key, last_signed, quorum)
     what = _What("freeze", scope, target, reason, hours)
     _order(what, _Signing(key, passphrase_file, policy), orders, place, _How(dry_run, yes, as_json))
 
@@ -125,6 +132,7 @@ def override_restore(
     from fieldprint.anchor.statements import Lift
     from fieldprint.registry import event_entry
 
+    place = _log_of(log, log_key, last_signed, quorum)
     trusted = open_policy(policy)
     lift = Lift(number, reason, datetime.now(UTC).replace(microsecond=0))
     file = _orders_of(orders, trusted)
@@ -135,15 +143,18 @@ def override_restore(
         print_result(fields, as_json, f"would restore {number}")
         return
     file.append(entry)
-    shown, warning = _recorded(file, trusted, _Log(log, log_key, last_signed, quorum))
+    shown, warning = _recorded(file, trusted, place)
     print_result(fields | shown, as_json, f"restored {number}{_where(shown)}")
     warn(warning)
 
 
 @app.command("list")
-def override_list(policy: PolicyFile, orders: Orders, as_json: Json = False) -> None:
+def override_list(policy: PolicyFile, orders: OrdersThere, as_json: Json = False) -> None:
     """Show the orders in the file that were not lifted."""
+    from fieldprint.anchor.artifact import format_time
+
     file = _orders_of(orders, open_policy(policy))
+    _warn_if_missing(orders)
     now = datetime.now(UTC)
     rows = [
         {
@@ -152,8 +163,8 @@ def override_list(policy: PolicyFile, orders: Orders, as_json: Json = False) -> 
             "scope": order.scope,
             "target": order.target,
             "reason": order.reason,
-            "time": order.time.isoformat(),
-            "expires": None if order.expires is None else order.expires.isoformat(),
+            "time": format_time(order.time),
+            "expires": None if order.expires is None else format_time(order.expires),
             "holds": order.holds(now),
         }
         for order in file.in_force
@@ -181,7 +192,7 @@ def override_list(policy: PolicyFile, orders: Orders, as_json: Json = False) -> 
 @app.command("record")
 def override_record(
     policy: PolicyFile,
-    orders: Orders,
+    orders: OrdersThere,
     log: Annotated[str, typer.Option("--log", help="The log.")],
     log_key: Annotated[Path, typer.Option("--log-key", help="Private key of that log.")],
     last_signed: LastSignedFile = None,
@@ -190,8 +201,11 @@ def override_record(
 ) -> None:
     """Append the file's orders to the log that it does not know yet."""
     trusted = open_policy(policy)
-    shown, warning = _recorded(_orders_of(orders, trusted), trusted, _Log(log, log_key, last_signed, quorum))
-    print_result(shown, as_json, f"recorded{_where(shown)}")
+    file = _orders_of(orders, trusted)
+    _warn_if_missing(orders)
+    indices, warning = _appended(file, trusted, _Log(log, log_key, last_signed, quorum))
+    said = f"recorded, in the log: {indices}" if indices else "the log knows every order of the file"
+    print_result({"indices": indices, "recorded": True}, as_json, said)
     warn(warning)
 
 
@@ -217,10 +231,10 @@ class _Signing:
 
 @dataclass(frozen=True, slots=True)
 class _Log:
-    """The log that is to know of an order, if there is one."""
+    """The log that is to know of an order."""
 
-    place: str | None
-    key: Path | None
+    place: str
+    key: Path
     last_signed: Path | None
     quorum: Path | None
 
@@ -237,16 +251,19 @@ def _scope(anchor: str | None, kind: str | None, engine: str | None, everything:
     given = [
         (scope, target)
         for scope, target in (("anchor", anchor), ("kind", kind), ("engine", engine))
-        if target
+        if target is not None
     ] + ([("all", "*")] if everything else [])
     if len(given) != 1:
         raise typer.BadParameter("give one of --anchor, --kind, --engine and --all")
-    return given[0]
+    scope, target = given[0]
+    return scope, anchor_digest(target) if scope == "anchor" else target
 
 
 def _orders_of(path: Path, policy: "Policy") -> "OrdersFile":
     from fieldprint.registry.orders import OrdersFile
 
+    if not path.absolute().parent.is_dir():
+        raise FieldprintError(f"{path} lies in a folder that is not there")
     file = OrdersFile(path, policy)
     if file.broken is not None:
         raise FieldprintError(
@@ -255,7 +272,8 @@ def _orders_of(path: Path, policy: "Policy") -> "OrdersFile":
     return file
 
 
-def _order(what: _What, signing: _Signing, path: Path, log: _Log, how: _How) -> None:
+def _order(what: _What, signing: _Signing, path: Path, log: _Log | None, how: _How) -> None:
+    from fieldprint.anchor.artifact import format_time
     from fieldprint.anchor.sign import sign_statement
     from fieldprint.anchor.statements import Override
     from fieldprint.registry import event_entry
@@ -273,7 +291,7 @@ def _order(what: _What, signing: _Signing, path: Path, log: _Log, how: _How) -> 
         "action": what.action,
         "scope": what.scope,
         "target": what.target,
-        "expires": None if expires is None else expires.isoformat(),
+        "expires": None if expires is None else format_time(expires),
         "orders": str(path),
         "dry_run": how.dry_run,
     }
@@ -292,21 +310,42 @@ def _order(what: _What, signing: _Signing, path: Path, log: _Log, how: _How) -> 
     warn(warning)
 
 
-def _recorded(file: "OrdersFile", policy: "Policy", log: _Log) -> tuple[dict[str, object], str]:
-    """What the log said of the file's orders, and a warning; an order stands whether or not the log can be reached."""
-    from fieldprint.registry.orders import record_orders
+def _log_of(
+    place: str | None, key: Path | None, last_signed: Path | None, quorum: Path | None
+) -> _Log | None:
+    """The log that the options name, if they name one."""
+    if (place is None) != (key is None):
+        raise typer.BadParameter("--log and --log-key are given together")
+    return None if place is None or key is None else _Log(place, key, last_signed, quorum)
 
-    if log.place is None or log.key is None:
+
+def _recorded(file: "OrdersFile", policy: "Policy", log: _Log | None) -> tuple[dict[str, object], str]:
+    """What the log said of the file's orders, and a warning; an order stands whether or not the log can be reached."""
+    if log is None:
         return {"indices": [], "recorded": False}, ""
     try:
-        with (
-            open_cosigner(log.quorum, policy) as cosigner,
-            open_writer(log.place, log.key, policy, log.last_signed, cosign=cosigner) as writer,
-        ):
-            indices = record_orders(file, writer, policy)
-        return {"indices": indices, "recorded": True}, cosigner.shortfall
+        indices, warning = _appended(file, policy, log)
+        return {"indices": indices, "recorded": True}, warning
     except (FieldprintError, OSError) as error:
         return {"indices": [], "recorded": False}, f"the order stands, but the log does not know it: {error}"
+
+
+def _appended(file: "OrdersFile", policy: "Policy", log: _Log) -> tuple[list[int], str]:
+    """The indices of the orders that the log did not know, and a warning: what it refuses, what witnesses fell short of."""
+    from fieldprint.registry.orders import record_orders
+
+    with (
+        open_cosigner(log.quorum, policy) as cosigner,
+        open_writer(log.place, log.key, policy, log.last_signed, cosign=cosigner) as writer,
+    ):
+        recorded = record_orders(file, writer, policy)
+    return list(recorded.indices), "; ".join(filter(None, [*recorded.refused, cosigner.shortfall]))
+
+
+def _warn_if_missing(orders: Path) -> None:
+    """A file that is not there holds no orders; but its name may be misspelt."""
+    if not orders.exists():
+        warn(f"there is no file {orders}, so it holds no orders")
 
 
 def _where(shown: dict[str, object]) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fieldprint.cli.cosigning import warn
-from fieldprint.cli.events import Place, append_made
+from fieldprint.cli.events import Place, anchor_digest, append_made
 from fieldprint.cli.inputs import open_policy, open_reader, open_signers, write_new
 from fieldprint.cli.options import (
     DryRun,
@@ -263,13 +263,15 @@ def registry_status(
     policy: PolicyFile,
     log: LogPlace,
     key: Annotated[
-        list[str] | None, typer.Option("--key", help="Sign a new one: a key of the policy's [status].")
+        list[str] | None,
+        typer.Option("--key", help="Sign a new one: a key that the policy's table `status` names."),
     ] = None,
     log_key: Annotated[
         Path | None, typer.Option("--log-key", help="To sign a new one: the log's key.")
     ] = None,
     prove: Annotated[
-        str | None, typer.Option("--prove", help="Prove that the anchor of this digest is not revoked.")
+        str | None,
+        typer.Option("--prove", help="Prove that an anchor is not revoked: its file, or its digest."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Where the proof goes; else it is printed.")
@@ -285,14 +287,14 @@ def registry_status(
     Run it at an interval shorter than the policy's max_age_seconds, and after each revocation: verifiers without the log
     refuse every anchor when the last root is too old.
     """
-    from fieldprint.registry import Registry, prove_not_revoked
+    from fieldprint.registry import Registry, believe_event, prove_not_revoked
 
     if (key is None) != (log_key is None):
         raise typer.BadParameter("--key and --log-key are given together")
+    wanted = None if prove is None else anchor_digest(prove)
     trusted = open_policy(policy)
-    warning, index = "", None
-    if key and log_key is not None and not dry_run:
-        signers = open_signers(key, passphrase_file)
+    warning, index, signers = "", None, open_signers(key or [], passphrase_file)
+    if log_key is not None and not dry_run:
         place = Place(policy, log, log_key, last_signed, quorum)
         index, warning = append_made(place, lambda registry, known: _status_entry(registry, known, signers))
     reader = open_reader(log, trusted)
@@ -305,12 +307,15 @@ def registry_status(
         if fields["last"] is None
         else "entry {index}, of {time}, over {count}".format(**fields["last"])
     )
-    if prove is not None:
-        proof = prove_not_revoked(registry, reader, prove).to_bytes()
+    if signers and dry_run:
+        believe_event(registry, _status_entry(registry, trusted, signers))
+        said = f"would be believed: a root over {len(registry.revoked)} revoked anchors\n{said}"
+    if wanted is not None:
+        proof = prove_not_revoked(registry, reader, wanted).to_bytes()
         fields["proof"] = proof.decode() if out is None else str(out)
         if out is not None:
             write_new(out, proof)
-        said += f"\nnot revoked: {prove[:16]}, proof " + (f"in {out}" if out else f"\n{proof.decode()}")
+        said += f"\nnot revoked: {wanted[:16]}, proof " + (f"in {out}" if out else f"\n{proof.decode()}")
     print_result(fields, as_json, said)
     warn(warning)
 

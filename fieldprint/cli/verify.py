@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fieldprint.cli.inputs import open_registry, open_trust, read_input
-from fieldprint.cli.options import Json
-from fieldprint.cli.output import print_result, printable
+from fieldprint.cli.inputs import open_registry, open_status, open_trust, read_input
+from fieldprint.cli.options import Json, StatusFile
+from fieldprint.cli.output import print_result, printable, unchecked
 from fieldprint.errors import VerificationError
 
 if TYPE_CHECKING:
     from fieldprint.anchor import Policy
-    from fieldprint.registry import Registry
+    from fieldprint.registry import Registry, StatusProof
     from fieldprint.tlog import Trust
 
 NEITHER = "it is neither a receipt, which is JSON, nor a proof, whose first line is c2sp.org/tlog-proof@v1"
@@ -31,12 +31,14 @@ def verify(
         Path | None, typer.Option("--entry", help="The entry of a proof that does not hold it itself.")
     ] = None,
     log: Annotated[str | None, typer.Option("--log", help="The log, for revocations.")] = None,
+    status: StatusFile = None,
     as_json: Json = False,
 ) -> None:
     """Check receipts and proofs offline: with the files and a policy, without model, torch or network.
 
-    Stops at the first that fails and says which numbered check it was. With --log, an anchor that has been revoked since
-    makes its receipts fail check 7. Too few witnesses: check 8 of a receipt, check 3 of a proof.
+    Stops at the first that fails and says which numbered check it was. With --log, an anchor that has been revoked or
+    superseded since makes its receipts fail check 7. Where the policy has a table `status`, receipts of an anchor need
+    --log or --status. Too few witnesses: check 8 of a receipt, check 3 of a proof.
     """
     from fieldprint.anchor import Policy
 
@@ -46,6 +48,7 @@ def verify(
     if log is not None and not isinstance(trusted, Policy):
         raise typer.BadParameter("revocations need a policy in TOML", param_hint="--log")
     registry = open_registry(log, trusted) if log is not None and isinstance(trusted, Policy) else None
+    proof = open_status(status, log, trusted)
     for file in files:
         data = read_input(file)
         is_proof = data.startswith(b"c2sp.org/tlog-proof")
@@ -58,18 +61,20 @@ def verify(
                 fields, text = _proof(data, trusted, None if entry is None else read_input(entry))
             else:
                 assert isinstance(trusted, Policy)  # noqa: S101  refused above
-                fields, text = _receipt(data, trusted, registry)
+                fields, text = _receipt(data, trusted, registry, proof)
         except VerificationError as error:
             raise VerificationError(error.check, f"{file}: {error.what}", remedy=error.remedy) from error
         print_result({"verified": True, "receipt": str(file), **fields}, as_json, text)
 
 
-def _receipt(data: bytes, trusted: "Policy", registry: "Registry | None") -> tuple[dict[str, Any], str]:
+def _receipt(
+    data: bytes, trusted: "Policy", registry: "Registry | None", status: "StatusProof | None"
+) -> tuple[dict[str, Any], str]:
     from fieldprint.verify import verify_receipt
 
-    verified = verify_receipt(data, trusted, now=datetime.now(UTC), registry=registry)
+    verified = verify_receipt(data, trusted, now=datetime.now(UTC), registry=registry, status=status)
     name = "no anchor" if verified.anchor is None else f"anchor {verified.anchor.artifact.name}"
-    note = "" if registry is not None or verified.anchor is None else " (revocation not checked: give --log)"
+    note = "" if registry is not None or verified.anchor is None else unchecked(status)
     fields = {
         "text": verified.text,
         "anchor": None if verified.anchor is None else verified.anchor.digest,

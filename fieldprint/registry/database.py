@@ -7,6 +7,7 @@ this process can; the log cannot be changed so, and `rebuild` makes the rows fro
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -27,7 +28,7 @@ from sqlalchemy import (
     update,
 )
 
-from fieldprint.anchor.artifact import check_digest, parse_time
+from fieldprint.anchor.artifact import parse_time
 from fieldprint.anchor.policy import Policy
 from fieldprint.anchor.statements import Override, Revocation, strongest
 from fieldprint.database import Database
@@ -70,6 +71,7 @@ MANY = 1000  # entries after which PostgreSQL should count its rows again
 WRITERS_LOCK = 0x6669656C6465  # of PostgreSQL's advisory locks
 CHANNEL = "fieldprint_registry"  # of PostgreSQL's notifications
 WHAT = "registry database"
+BEGINNING = re.compile(r"[0-9a-f]{1,64}")
 REBUILD = "fieldprint registry rebuild, if this is the right log and policy"
 Progress = Callable[[int, int], object]
 
@@ -394,8 +396,12 @@ class RegistryDatabase:
         Raises:
             FieldprintError: none does, or more than one.
         """
+        if not BEGINNING.fullmatch(prefix):
+            raise FieldprintError(
+                f"an anchor is named by its digest or how it begins, at most 64 hex digits, not {prefix[:80]!r}",
+                remedy="fieldprint registry list",
+            )
         low, high = prefix.ljust(64, "0"), prefix.ljust(64, "f")
-        check_digest(low, "a digest")
         query = select(ANCHORS.c.digest).where(ANCHORS.c.digest.between(low, high)).limit(2)
         with self._database.reading() as connection:
             found = connection.execute(query).scalars().all()

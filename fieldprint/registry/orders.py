@@ -172,15 +172,32 @@ def replayed(data: bytes, policy: Policy) -> Registry:
     return registry
 
 
-def record_orders(orders: OrdersFile, log: LogWriter, policy: Policy) -> list[int]:
-    """Append the file's orders that the log does not know; gives the indices of their entries.
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What became of the file's orders in a log. indices: of those that were appended. refused: why it does not believe others."""
+
+    indices: tuple[int, ...] = ()
+    refused: tuple[str, ...] = ()
+
+
+def record_orders(orders: OrdersFile, log: LogWriter, policy: Policy) -> Recorded:
+    """Append the file's orders that the log does not have.
+
+    A log may refuse an order that the file holds for good: its number is below one that another file brought before.
 
     Raises:
         FieldprintError: the file cannot be believed. LogError: the log cannot be read or written.
     """
-    registry = Registry.replay(LogReader(log.source, [policy.log_key]).entries(), policy)
-    new = [entry for entry in orders.entries() if registry.apply(registry.position, entry) is not None]
-    if not new:
-        return []
-    first = log.append(new).first_index
-    return list(range(first, first + len(new)))
+    entries = list(LogReader(log.source, [policy.log_key]).entries())
+    registry, known = Registry.replay(entries, policy), set(entries)
+    new, refused = [], []
+    for entry in orders.entries():
+        if entry in known:
+            continue
+        if registry.apply(registry.position, entry) is None:
+            why = registry.refused[-1]
+            refused.append(f"the log refuses an order ({why.why}): {why.what}")
+        else:
+            new.append(entry)
+    first = log.append(new).first_index if new else 0
+    return Recorded(tuple(range(first, first + len(new))), tuple(refused))

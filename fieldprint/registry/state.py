@@ -306,7 +306,7 @@ class Registry:
         newer = self._usable(new.newer, "the newer anchor").registration
         if newer.kind != older.registration.kind:
             raise EventError(
-                "kind", f"a {newer.kind} anchor does not supersede one of {older.registration.kind}"
+                "kind", f"an anchor of kind {newer.kind} supersedes none of kind {older.registration.kind}"
             )
         return self._replace(new.anchor, newer)
 

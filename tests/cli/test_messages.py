@@ -42,6 +42,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("log", "show", "log"), 2, "--policy"),
         (("log", "audit", "log", *POLICY, "--nonsense"), 2, "--nonsense"),
         (("keys", "new", "Bad Name"), 2, "name must"),
+        (("anchor", "sign", "text", "--key", "k", "--out", "o", "--days", "9999999999"), 2, "--days"),
+        (("memory", "pack", "x", "--budget", "9", "--days", "9999999999"), 2, "--days"),
         (("log", "show", "log", "--policy", "keys/log.pub"), 1, "keys/log.pub: the policy is not TOML"),
     ],
 )

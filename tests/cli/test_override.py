@@ -68,6 +68,27 @@ def test_an_order_stands_when_the_log_cannot_be_written(folder: Path) -> None:
     assert len(ordered(folder, "list", *POLICY, *FILE)["orders"]) == 1
 
 
+def test_recording_into_a_log_that_is_not_there_fails(folder: Path) -> None:
+    ordered(folder, "freeze", *WARDEN, "--engine", "north", "--reason", "an alarm")
+    ended = run_here(
+        folder, "override", "record", *POLICY, *FILE, "--log", "elsewhere", "--log-key", "keys/log.key"
+    )
+    assert ended.returncode == 1
+    assert "holds no log" in ended.stderr
+    assert ordered(folder, "record", *POLICY, *FILE, *LOG)["indices"] == [0]
+    assert "knows every order" in run_here(folder, "override", "record", *POLICY, *FILE, *LOG).stdout
+
+
+def test_a_file_of_orders_that_is_not_there_is_told(folder: Path) -> None:
+    for arguments in (("list", *POLICY), ("record", *POLICY, *LOG)):
+        ended = run_here(folder, "override", *arguments, "--orders", "misspelt")
+        assert ended.returncode == 0
+        assert "there is no file misspelt" in ended.stderr
+    ended = run_here(folder, "override", "list", *POLICY, "--orders", "nowhere/orders")
+    assert ended.returncode == 1
+    assert "folder that is not there" in ended.stderr
+
+
 def test_a_dry_run_and_a_question_that_is_not_answered_order_nothing(folder: Path) -> None:
     assert ordered(folder, "freeze", *WARDEN, "--all", "--reason", "x", "--dry-run")["dry_run"] is True
     ended = run_here(folder, "override", "freeze", *WARDEN, "--all", "--reason", "x")
@@ -82,6 +103,9 @@ def test_a_dry_run_and_a_question_that_is_not_answered_order_nothing(folder: Pat
         (("--all", "--kind", "identity", "--reason", "x"), "give one of"),
         (("--anchor", "abc", "--reason", "x"), "digest"),
         (("--kind", "king", "--reason", "x"), "must be one of"),
+        (("--engine", "", "--reason", "x"), "engine's name"),
+        (("--all", "--yes", "--reason", "x", "--hours", "99999999999"), "--hours"),
+        (("--all", "--yes", "--reason", "x", "--log", "log"), "given together"),
     ],
 )
 def test_a_scope_that_is_none_is_refused(folder: Path, arguments: tuple[str, ...], what: str) -> None:
@@ -135,5 +159,10 @@ def test_an_engine_that_looks_at_the_file_is_frozen_bypassed_and_restored(
     events = [json.loads(line) for line in ended.stdout.splitlines()]
     assert events[0]["event"] == "bypassed"
     assert "it leaks" in events[0]["reason"]
-    receipt = json.loads((folder / events[-1]["answers"][0]["receipt"]).read_bytes())
+    (answer,) = events[-1]["answers"]
+    assert answer["without_anchor"] == events[0]["reason"]
+    receipt = json.loads((folder / answer["receipt"]).read_bytes())
     assert receipt["anchor"] is None
+    ended = run_here(folder, *generate)
+    assert "[without the anchor: " in ended.stdout
+    assert "it leaks" in ended.stdout

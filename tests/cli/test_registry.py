@@ -171,6 +171,31 @@ def test_status_signs_and_proves(folder: Path) -> None:
     assert done(folder, *signed)["last"]["count"] == 1
     assert "not revoked" in said(folder, *status, "--prove", artifact("old").digest)
     assert run_here(folder, *status, "--key", "keys/owner.key").returncode == 2
+    misspelt = run_here(folder, *status, "--prove", "abc")
+    assert misspelt.returncode == 2
+    assert "64 hex digits" in misspelt.stderr
+
+
+def test_who_has_no_log_verifies_with_a_status_proof(folder: Path) -> None:
+    verify = ("anchor", "verify", "new.json", "--policy", "policy.toml")
+    assert "check 16 failed" in refused(folder, *verify)
+    signed = ("registry", "status", *READ, "--key", "keys/owner.key", "--log-key", "keys/log.key")
+    done(folder, *signed, "--prove", "new.json", "--out", "new.proof")
+    assert "overrides not checked" in said(folder, *verify, "--status", "new.proof")
+    both = run_here(folder, *verify, "--status", "new.proof", "--log", "log")
+    assert both.returncode == 2
+    assert "no --log" in both.stderr
+    text = (folder / "policy.toml").read_text()
+    (folder / "silent.toml").write_text(text[: text.index("[status]")])
+    silent = run_here(
+        folder, "anchor", "verify", "new.json", "--policy", "silent.toml", "--status", "new.proof"
+    )
+    assert silent.returncode == 2
+    assert "table `status`" in silent.stderr
+    said(folder, "anchor", "revoke", "new.json", *OWN, "--reason", "lost")
+    done(folder, *signed, "--prove", "old.json", "--out", "old.proof")
+    assert "check 16 failed" in refused(folder, *verify, "--status", "old.proof")
+    said(folder, "anchor", "verify", "old.json", "--policy", "policy.toml", "--status", "old.proof")
 
 
 def test_a_password_in_the_url_is_not_shown(folder: Path) -> None:
