@@ -284,7 +284,7 @@ def memory_pack(
     ] = 0.3,
     recency: Annotated[float, typer.Option("--recency", min=0, max=1, help="Weight of being recent.")] = 0.1,
     half_life: Annotated[
-        float, typer.Option("--half-life", min=0.001, help="Days after which recency is half.")
+        float, typer.Option("--half-life", min=0.001, max=36600, help="Days after which recency is half.")
     ] = 30,
     model: ModelFolder = None,
     policy: Annotated[
