@@ -121,14 +121,7 @@ def run(
     known = Registry.replay(reader.entries(), policy)
     artifact, verified, left = _admitted(signed, policy, now, known, model.digest)
     gate = gate_of(policy, artifact, name=name, registry=registry or Unwatched(known), orders=orders)
-    ruling = gate.ruling()
-    if ruling is not None and ruling.action == "stop":
-        remedy = "Whoever may override can lift it" if ruling.reason == "frozen" else ""
-        raise VerificationError(15, ruling.why, remedy=remedy)
-    why = left if ruling is None else ruling.why
-    if why:
-        verified = None
-        _tell_bypassed(requests, why, on_event)
+    verified = _let_in(gate, verified, left, requests, on_event)
     pool = page_pool(model.decoder, requests, attention, settings, verified, device=device)
     pinned = None
     if verified is not None:
@@ -174,6 +167,29 @@ def _admitted(
         if order is None or order.action != "bypass":
             raise
         return artifact, None, error.what
+
+
+def _let_in(
+    gate: AnchorGate,
+    verified: VerifiedAnchor | None,
+    left: str | None,
+    requests: Sequence[GenerationRequest],
+    on_event: Callable[[Event], None] | None,
+) -> VerifiedAnchor | None:
+    """The anchor that the gate lets in at the beginning; `left` is why it was left already.
+
+    Raises:
+        VerificationError: the gate rules that nothing is generated; check 15.
+    """
+    ruling = gate.ruling()
+    if ruling is not None and ruling.action == "stop":
+        remedy = "Whoever may override can lift it" if ruling.reason == "frozen" else ""
+        raise VerificationError(15, ruling.why, remedy=remedy)
+    why = left if ruling is None else ruling.why
+    if not why:
+        return verified
+    _tell_bypassed(requests, why, on_event)
+    return None
 
 
 def _ordered(results: Iterable[GenerationResult]) -> bool:
