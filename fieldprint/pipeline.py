@@ -115,10 +115,10 @@ def run(
     settings = settings or EngineSettings()
     attention = attention or AttentionSettings()
     reader = LogReader(log.source, [policy.log_key])
-    if orders is not None:
-        record_orders(orders, log, policy)
-        reader.refresh()
-    known = Registry.replay(reader.entries(), policy)
+    if orders is None:
+        known = Registry.replay(reader.entries(), policy)
+    else:
+        known = record_orders(orders, log, policy).registry
     artifact, verified, left = _admitted(signed, policy, now, known, model.digest)
     gate = gate_of(policy, artifact, name=name, registry=registry or Unwatched(known), orders=orders)
     verified = _let_in(gate, verified, left, requests, on_event)

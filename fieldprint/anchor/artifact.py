@@ -207,9 +207,14 @@ def check_metadata(
 def check_labels(labels: tuple[str, ...]) -> None:
     """Raise FormatError unless these are taint labels, sorted, each once."""
     for label in labels:
-        if not NAME.fullmatch(label):
-            raise FormatError("a taint label must match [a-z0-9._-]{1,64}")
+        check_label(label)
     check_sorted(labels, "taint")
+
+
+def check_label(label: str) -> None:
+    """Raise FormatError unless it is a taint label."""
+    if not NAME.fullmatch(label):
+        raise FormatError(f"a taint label must match [a-z0-9._-]{{1,64}}, not {label[:80]!r}")
 
 
 def check_sorted(items: tuple[str, ...], what: str) -> None:

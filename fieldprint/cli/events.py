@@ -51,18 +51,14 @@ def append(place: Place, entry: bytes) -> tuple[int, str]:
 
 def append_made(place: Place, make: "Callable[[Registry, Policy], bytes]") -> tuple[int, str]:
     """As `append`, of an entry that is made from the registry in front of it, while nobody else can write."""
-    from fieldprint.registry import Registry, believe_event
-    from fieldprint.tlog import LogReader
+    from fieldprint import registry
 
     trusted = open_policy(place.policy)
     with (
         open_cosigner(place.quorum, trusted) as cosigner,
         open_writer(place.log, place.log_key, trusted, place.last_signed, cosign=cosigner) as writer,
     ):
-        registry = Registry.replay(LogReader(writer.source, [trusted.log_key]).entries(), trusted)
-        entry = make(registry, trusted)
-        believe_event(registry, entry)
-        index = writer.append([entry]).first_index
+        index = registry.append_made(writer, trusted, lambda before: make(before, trusted))
     return index, cosigner.shortfall
 
 

@@ -58,8 +58,12 @@ LogPlaceOrNone = Annotated[str | None, typer.Option("--log", help="Append the or
 LogKeyOrNone = Annotated[Path | None, typer.Option("--log-key", help="Private key of that log.")]
 
 
-@app.command("bypass")
-def override_bypass(
+@app.command("bypass", help="Generate without the anchor from the next step on.")
+@app.command(
+    "freeze", help="Stop: what was generated is committed, and nothing is generated until it is restored."
+)
+def override_order(
+    context: typer.Context,
     key: SigningKeys,
     policy: PolicyFile,
     orders: Orders,
@@ -78,37 +82,10 @@ def override_bypass(
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Generate without the anchor from the next step on."""
+    """Give the order that the command is named for."""
     scope, target = _scope(anchor, kind, engine, everything)
     place = _log_of(log, log_key, last_signed, quorum)
-    what = _What("bypass", scope, target, reason, hours)
-    _order(what, _Signing(key, passphrase_file, policy), orders, place, _How(dry_run, yes, as_json))
-
-
-@app.command("freeze")
-def override_freeze(
-    key: SigningKeys,
-    policy: PolicyFile,
-    orders: Orders,
-    reason: Reason,
-    anchor: Anchor = None,
-    kind: Kind = None,
-    engine: EngineName = None,
-    everything: Everything = False,
-    hours: Hours = None,
-    log: LogPlaceOrNone = None,
-    log_key: LogKeyOrNone = None,
-    last_signed: LastSignedFile = None,
-    quorum: QuorumFile = None,
-    passphrase_file: PassphraseFile = None,
-    dry_run: DryRun = False,
-    yes: Yes = False,
-    as_json: Json = False,
-) -> None:
-    """Stop: what was generated is committed, and nothing is generated until it is restored."""
-    scope, target = _scope(anchor, kind, engine, everything)
-    place = _log_of(log, log_key, last_signed, quorum)
-    what = _What("freeze", scope, target, reason, hours)
+    what = _What(str(context.info_name), scope, target, reason, hours)
     _order(what, _Signing(key, passphrase_file, policy), orders, place, _How(dry_run, yes, as_json))
 
 
@@ -203,10 +180,14 @@ def override_record(
     trusted = open_policy(policy)
     file = _orders_of(orders, trusted)
     _warn_if_missing(orders)
-    indices, warning = _appended(file, trusted, _Log(log, log_key, last_signed, quorum))
-    said = f"recorded, in the log: {indices}" if indices else "the log knows every order of the file"
-    print_result({"indices": indices, "recorded": True}, as_json, said)
+    shown, warning = _appended(file, trusted, _Log(log, log_key, last_signed, quorum))
+    said = f"recorded, in the log: {shown['indices']}"
+    if not shown["indices"]:
+        said = "the log knows every order of the file" if shown["recorded"] else "nothing was recorded"
+    print_result(shown, as_json, said)
     warn(warning)
+    if not shown["recorded"]:
+        raise typer.Exit(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,14 +305,13 @@ def _recorded(file: "OrdersFile", policy: "Policy", log: _Log | None) -> tuple[d
     if log is None:
         return {"indices": [], "recorded": False}, ""
     try:
-        indices, warning = _appended(file, policy, log)
-        return {"indices": indices, "recorded": True}, warning
+        return _appended(file, policy, log)
     except (FieldprintError, OSError) as error:
         return {"indices": [], "recorded": False}, f"the order stands, but the log does not know it: {error}"
 
 
-def _appended(file: "OrdersFile", policy: "Policy", log: _Log) -> tuple[list[int], str]:
-    """The indices of the orders that the log did not know, and a warning: what it refuses, what witnesses fell short of."""
+def _appended(file: "OrdersFile", policy: "Policy", log: _Log) -> tuple[dict[str, object], str]:
+    """What the log took of the file's orders, and a warning: what it refuses, what witnesses fell short of."""
     from fieldprint.registry.orders import record_orders
 
     with (
@@ -339,7 +319,8 @@ def _appended(file: "OrdersFile", policy: "Policy", log: _Log) -> tuple[list[int
         open_writer(log.place, log.key, policy, log.last_signed, cosign=cosigner) as writer,
     ):
         recorded = record_orders(file, writer, policy)
-    return list(recorded.indices), "; ".join(filter(None, [*recorded.refused, cosigner.shortfall]))
+    shown: dict[str, object] = {"indices": list(recorded.indices), "recorded": not recorded.refused}
+    return shown, "; ".join(filter(None, [*recorded.refused, cosigner.shortfall]))
 
 
 def _warn_if_missing(orders: Path) -> None:

@@ -1,5 +1,7 @@
 """Writing an event into a log, only if the registry believes it there."""
 
+from collections.abc import Callable
+
 from fieldprint.anchor.policy import Policy
 from fieldprint.registry.events import EventError
 from fieldprint.registry.state import Change, Registry
@@ -26,11 +28,19 @@ def believe_event(registry: Registry, entry: bytes) -> Change:
 def append_event(log: LogWriter, policy: Policy, entry: bytes) -> int:
     """The index of the event's entry, which is appended only if the registry that the log gives believes it.
 
-    The log's lock is held by its writer, so nothing comes in between.
-
     Raises:
         EventError: it is refused, with the name that the registry gives; the log is as it was.
         LogError: the log cannot be read or written.
     """
-    believe_event(Registry.replay(LogReader(log.source, [policy.log_key]).entries(), policy), entry)
+    return append_made(log, policy, lambda _registry: entry)
+
+
+def append_made(log: LogWriter, policy: Policy, make: Callable[[Registry], bytes]) -> int:
+    """As `append_event`, of an entry that is made from the registry in front of it.
+
+    The log's lock is held by its writer, so nothing comes in between.
+    """
+    registry = Registry.replay(LogReader(log.source, [policy.log_key]).entries(), policy)
+    entry = make(registry)
+    believe_event(registry, entry)
     return log.append([entry]).first_index

@@ -19,6 +19,7 @@ from pathlib import Path
 from fieldprint.anchor.policy import Policy
 from fieldprint.anchor.statements import Override
 from fieldprint.errors import FieldprintError
+from fieldprint.registry.append import believe_event
 from fieldprint.registry.events import EventError, event_type
 from fieldprint.registry.state import Registry
 from fieldprint.tlog.reader import LogReader
@@ -174,8 +175,12 @@ def replayed(data: bytes, policy: Policy) -> Registry:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What became of the file's orders in a log. indices: of those that were appended. refused: why it does not believe others."""
+    """What became of the file's orders in a log.
 
+    registry: what the log gives with them. indices: of those that were appended. refused: why it does not believe others.
+    """
+
+    registry: Registry
     indices: tuple[int, ...] = ()
     refused: tuple[str, ...] = ()
 
@@ -188,16 +193,19 @@ def record_orders(orders: OrdersFile, log: LogWriter, policy: Policy) -> Recorde
     Raises:
         FieldprintError: the file cannot be believed. LogError: the log cannot be read or written.
     """
-    entries = list(LogReader(log.source, [policy.log_key]).entries())
-    registry, known = Registry.replay(entries, policy), set(entries)
+    registry, known = Registry(policy), set()
+    for index, entry in enumerate(LogReader(log.source, [policy.log_key]).entries()):
+        registry.apply(index, entry)
+        if event_type(entry) in ORDERS:
+            known.add(entry)
     new, refused = [], []
     for entry in orders.entries():
         if entry in known:
             continue
-        if registry.apply(registry.position, entry) is None:
-            why = registry.refused[-1]
-            refused.append(f"the log refuses an order ({why.why}): {why.what}")
-        else:
+        try:
+            believe_event(registry, entry)
             new.append(entry)
+        except EventError as error:
+            refused.append(f"the log refuses an order: {error.what}")
     first = log.append(new).first_index if new else 0
-    return Recorded(tuple(range(first, first + len(new))), tuple(refused))
+    return Recorded(registry, tuple(range(first, first + len(new))), tuple(refused))

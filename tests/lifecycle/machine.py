@@ -15,6 +15,8 @@
 
 What is right is decided by `Truth`. An invariant that is not watched is not checked, and then the truth takes over what the
 registry believed: so a mutant of the registry can be followed to where it breaks the one invariant that is of interest.
+
+One file, though long: a machine is one class to hypothesis, with a rule for each operation.
 """
 
 from collections.abc import Callable, Collection

@@ -12,6 +12,8 @@ policy.toml if absent. `refused` is {"why": NAME} of the registry, {"check": NUM
 
 Bytes stand as text. {"turns": N} in a log stands for the drift of N turns that `drift` makes, {"unit": ..., "times": N} in a
 list of parts for what would fill the file.
+
+One file, though long: it is a list of cases, family by family.
 """
 
 import base64

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fieldprint.anchor.statements import Override, strongest
 from fieldprint.note import NoteSigner
 from fieldprint.registry import EventError, Registry
-from fieldprint.registry.orders import MAX_FILE_SIZE, OrdersFile, Recorded, record_orders, replayed
+from fieldprint.registry.orders import MAX_FILE_SIZE, OrdersFile, record_orders, replayed
 from fieldprint.tlog import LogReader, LogWriter
 from tests.registry.world import (
     LOG,
@@ -182,16 +182,19 @@ def test_no_changed_byte_of_a_file_is_believed(data: st.DataObject) -> None:
 def test_orders_are_recorded_once_and_the_log_gives_the_same(tmp_path: Path) -> None:
     file = OrdersFile(tmp_path / "orders", POLICY)
     with LogWriter(tmp_path / "log", NoteSigner("test/log", LOG), create=True) as log:
-        assert record_orders(file, log, POLICY) == Recorded()
+        assert record_orders(file, log, POLICY).indices == ()
         log.append([b"something else"])
         file.append(override(5))
         assert record_orders(file, log, POLICY).indices == (1,)
         file.append(lift(5))
         file.append(override(8, "kind", "memory"))
         assert record_orders(file, log, POLICY).indices == (2, 3)
-        assert record_orders(file, log, POLICY) == Recorded()
+        assert record_orders(file, log, POLICY).indices == ()
         reader = LogReader(log.source, [POLICY.log_key])
         assert list(Registry.replay(reader.entries(), POLICY).overrides) == [8]
+        again = record_orders(file, log, POLICY)
+        assert (again.indices, again.refused, list(again.registry.overrides)) == ((), (), [8])
+        assert again.registry.position == 4
 
 
 def test_an_order_that_the_log_refuses_is_said(tmp_path: Path) -> None:
@@ -200,7 +203,7 @@ def test_an_order_that_the_log_refuses_is_said(tmp_path: Path) -> None:
     one.append(override(5))
     other.append(override(8))
     with LogWriter(tmp_path / "log", NoteSigner("test/log", LOG), create=True) as log:
-        assert record_orders(other, log, POLICY) == Recorded((0,))
+        assert record_orders(other, log, POLICY).indices == (0,)
         recorded = record_orders(one, log, POLICY)
         assert recorded.indices == ()
         (refused,) = recorded.refused
