@@ -26,6 +26,7 @@ from fieldprint.blake3.pages import (  # noqa: E402
     subtree_values,
     verify_pages,
 )
+from tests.synchronizing import no_synchronization  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ONES = b"\xff" * 32
@@ -316,13 +317,10 @@ def test_hashing_does_not_synchronize() -> None:
     pages = drawn(64, 4096)
     expected, first = hash_pages(pages), torch.arange(0, 256, 4, device=DEVICE)
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_synchronization():
         hash_pages(pages)
         verify_pages(pages, expected)
         merge_subtrees(subtree_values(pages, first))
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 # What needs no kernel.

@@ -35,6 +35,7 @@ from fieldprint.tlog import LogWriter  # noqa: E402
 from tests.collecting import collect  # noqa: E402
 from tests.cut_model import cut_model  # noqa: E402
 from tests.signing import signed_anchor  # noqa: E402
+from tests.synchronizing import no_synchronization  # noqa: E402
 
 GPU = torch.cuda.is_available()
 TEXT = "Your codename is Falcon. You live in Oslo. The password is Quartz. Always be brief."
@@ -258,7 +259,6 @@ def test_a_32_layer_8b_shape_runs_and_repeats_itself(log: LogWriter) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_decode_steps_do_not_synchronize(model: LoadedModel) -> None:
     """torch raises at any call that would wait for the device; only reading the tokens does, afterwards."""
     decoder = model.decoder.to("cuda")
@@ -272,11 +272,8 @@ def test_decode_steps_do_not_synchronize(model: LoadedModel) -> None:
 
     graph.launch(row(1, 5), pages[8]).tokens()
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_synchronization():
         drawn = [graph.launch(row(length, -1), pages[8]) for length in range(2, 66)]
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     ahead = [d.tokens()[2] for d in drawn]
     one = graph.launch(row(1, 5), pages[8]).tokens()[2]
     for length, expected in zip(range(2, 66), ahead, strict=True):

@@ -11,6 +11,7 @@ import torch
 
 from fieldprint.kvcache import PagePool, SlotHasher
 from fieldprint.kvcache.pool import PageLayout
+from tests.synchronizing import no_synchronization
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 LAYOUT = PageLayout(num_layers=3, num_kv_heads=2, head_dim=16, page_size=4)
@@ -74,16 +75,14 @@ def test_slots_outside_the_pool_are_refused(device: str, bad: list[int]) -> None
 
 
 @pytest.mark.gpu
-@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_hashing_on_a_gpu_waits_for_what_was_queued_before_and_for_nothing_after() -> None:
     pool = PagePool(LAYOUT, 10, device="cuda")
     hasher, slots = SlotHasher(pool), np.arange(40)
     for value in range(20):
         torch.cuda._sleep(2_000_000)
         pool.storage.fill_(value)
-        torch.cuda.set_sync_debug_mode("error")
-        hashing = hasher.later(slots)
-        torch.cuda.set_sync_debug_mode("default")
+        with no_synchronization():
+            hashing = hasher.later(slots)
         found = hashing.digests()
         assert hashing.ready() and found[0].tobytes() == naive(pool, 0), value
 
