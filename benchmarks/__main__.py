@@ -21,7 +21,8 @@ def main() -> int:
     if subprocess.run(tests, cwd=ROOT, check=False).returncode:  # noqa: S603
         print("tests are red; nothing is measured", file=sys.stderr)  # noqa: T201
         return 1
-    os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
+    cores = len(os.sched_getaffinity(0))  # a run may be confined to some, by taskset
+    os.environ.setdefault("OMP_NUM_THREADS", str(cores))
     rows = [_startup("import fieldprint", ["-c", "import fieldprint"])]
     rows.append(_startup("fieldprint --help", ["-m", "fieldprint.cli", "--help"]))
     for row in rows:
@@ -34,7 +35,7 @@ def main() -> int:
     write_results(
         "main_job",
         rows,
-        device=f"{platform.machine()} CPU, {os.cpu_count()} cores, OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}",
+        device=f"{platform.machine()} CPU, {cores} cores, OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}",
         command="python -m benchmarks",
         packages=("torch", "transformers", "blake3", "cryptography", "numpy"),
     )
