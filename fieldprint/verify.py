@@ -53,6 +53,7 @@ def verify_anchor(
     now: datetime,
     registry: RegistryView | None,
     model: str | None = None,
+    before: bool = False,
     status: StatusProof | None = None,
 ) -> VerifiedAnchor:
     """Return the anchor only if every check below holds.
@@ -66,7 +67,7 @@ def verify_anchor(
     7. Its fieldprints are no longer than the rule allows.
     8. The registry does not know it as revoked.
     9. The registry does not know it as superseded by an anchor of its kind.
-    10. If `model` is given: a fieldprint under that model is signed.
+    10. If `model` is given: a fieldprint under that model is signed, at the positions that `before` asks for.
     11. The registry knows it as registered, and the registration says of it what it says itself.
     12. The rule forbids none of the labels that it has from its kind, its parents and earlier anchors of its text.
     13. None of its ancestors is revoked.
@@ -83,6 +84,7 @@ def verify_anchor(
         registry: of `Registry.replay`, or a `RegistryDatabase`; None only where no log is at hand, and then 8, 9, 11 to 13
             and 15 are not checked.
         model: hex digest of the model folder.
+        before: for an engine that puts the anchor in front of position 0, like vLLM; ours puts it at 0..A-1.
         status: of `prove_not_revoked`, for a verifier who does not replay the log; with a registry it is not looked at.
 
     Raises:
@@ -114,13 +116,7 @@ def verify_anchor(
     standing = None if registry is None else registry.standing(digest, artifact.kind, now)
     if standing is not None:
         _check_not_replaced(standing)
-    record = None if model is None else artifact.record_for(model)
-    if model is not None and record is None:
-        raise VerificationError(
-            10,
-            f"no fieldprint is signed for the model {model[:16]}...",
-            remedy="Sign the anchor again with --model of this folder, or use the model that it was signed for",
-        )
+    record = None if model is None else _record_for(artifact, model, before)
     if standing is not None:
         _check_registered(artifact, rule, standing)
     if model is not None and rule.models and model not in rule.models:
@@ -169,6 +165,21 @@ def _check_not_replaced(standing: Standing) -> None:
             f"the anchor was superseded by a newer one, {standing.newer[:16]}...",
             remedy="Use the newer one",
         )
+
+
+def _record_for(artifact: AnchorArtifact, model: str, before: bool) -> FieldprintRecord:
+    """Check 10."""
+    record = artifact.record_for(model, before=before)
+    if record is not None:
+        return record
+    place = " in front of position 0" if before else ""
+    remedy = "Sign the anchor again with --model of this folder, or use the model that it was signed for"
+    if before or artifact.record_for(model, before=True) is not None:
+        engine = "vllm" if before else "fieldprint"
+        remedy = f"Sign the anchor again: fieldprint anchor sign FILE --model FOLDER --engine {engine}"
+    raise VerificationError(
+        10, f"no fieldprint{place} is signed for the model {model[:16]}...", remedy=remedy
+    )
 
 
 def _check_registered(artifact: AnchorArtifact, rule: KindRule, standing: Standing) -> None:

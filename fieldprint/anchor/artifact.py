@@ -15,7 +15,9 @@ from fieldprint.errors import FormatError
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "urn:fieldprint:anchor:v1"
 KINDS = ("identity", "policy", "memory", "assertion", "observation")
-FORMS = ("chat-system", "raw")
+BEFORE = "-before"
+FORMS = ("chat-system", "raw", "chat-system" + BEFORE, "raw" + BEFORE)
+BLOCK = 32  # tokens; a fieldprint before position 0 fills whole blocks, and an engine's are of 16 or 32
 MAX_TEXT_BYTES = 65536
 MAX_ARTIFACT_SIZE = 512 * 1024
 NAME = re.compile(r"[a-z0-9._-]{1,64}")
@@ -34,7 +36,9 @@ UNDRAWN = re.compile(
 class FieldprintRecord:
     """The fieldprint of the text under one model: sizes and root, hex digests throughout.
 
-    form: "chat-system" (the text as the chat template writes a system message) or "raw".
+    form: "chat-system" (the text as the chat template writes a system message) or "raw", realized at positions
+    0..A-1. With "-before" behind it the same tokens end at position -1, for engines whose query is the same for context
+    and anchor; filler in front of them makes A = num_tokens a multiple of BLOCK.
     """
 
     model: str
@@ -57,6 +61,15 @@ class FieldprintRecord:
                 raise FormatError(f"the fieldprint's {name} must be a positive integer")
         if self.form not in FORMS or self.quantizer != "int8-pow2-v1":
             raise FormatError("the fieldprint's form or quantizer is not known")
+        if self.before and self.num_tokens % BLOCK:
+            raise FormatError(
+                f"a fieldprint of the form {self.form} must fill blocks of {BLOCK} tokens, and has {self.num_tokens}"
+            )
+
+    @property
+    def before(self) -> bool:
+        """Whether it lies at positions -A..-1, not at 0..A-1."""
+        return self.form.endswith(BEFORE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,17 +93,18 @@ class AnchorArtifact:
         validity = (self.not_before, self.not_after)
         check_metadata(self.name, self.kind, validity, self.parents, self.taint, self.supersedes)
         check_text(self.text)
-        if len({record.model for record in self.fieldprints}) != len(self.fieldprints):
-            raise FormatError("an anchor has at most one fieldprint for a model")
+        if len({(record.model, record.before) for record in self.fieldprints}) != len(self.fieldprints):
+            raise FormatError("an anchor has at most one fieldprint for a model and placement")
 
     @property
     def digest(self) -> str:
         """Hex SHA-256 of `to_bytes()`: the anchor's identity."""
         return sha256(self.to_bytes()).hexdigest()
 
-    def record_for(self, model: str) -> FieldprintRecord | None:
-        """The fieldprint under the model with this digest, if there is one."""
-        return next((record for record in self.fieldprints if record.model == model), None)
+    def record_for(self, model: str, *, before: bool = False) -> FieldprintRecord | None:
+        """The fieldprint under the model with this digest, if there is one; `before`: the one before position 0."""
+        found = (record for record in self.fieldprints if (record.model, record.before) == (model, before))
+        return next(found, None)
 
     def to_bytes(self) -> bytes:
         """Canonical bytes; `from_bytes` is their inverse."""
