@@ -270,10 +270,14 @@ class Decoder:
         """Next-token logits [rows, vocab_size] of hidden states [rows, hidden_size]."""
         return self.head(hidden)
 
-    def realize(self, token_ids: list[int]) -> tuple[Tensor, Tensor]:
-        """K and V of `token_ids` at positions 0..A-1 on the canonical path, float32 [num_layers, A, num_kv_heads, head_dim].
+    def realize(self, token_ids: list[int], *, first_position: int = 0) -> tuple[Tensor, Tensor]:
+        """K and V of `token_ids` on the canonical path, float32 [num_layers, A, num_kv_heads, head_dim].
 
         The canonical path is one forward pass over all tokens in float32 with full causal attention.
+
+        Args:
+            token_ids: A tokens.
+            first_position: rotary position of the first of them: 0 for 0..A-1, -A for -A..-1.
 
         Raises:
             ValueError: the decoder does not compute in float32 on a CPU, or no token is given.
@@ -287,9 +291,9 @@ class Decoder:
         count = len(token_ids)
         pool = PagePool(self.page_layout(count), 1)
         ids = torch.tensor(token_ids)
-        positions = torch.arange(count)
+        slots = torch.arange(count)
         plan = plan_attention([[0]], [count], [0, count], page_size=count, num_pages=1)
-        self.forward(Step(ids, positions, positions, plan), pool)
+        self.forward(Step(ids, slots + first_position, slots, plan), pool)
         return pool.storage[:, 0, 0].clone(), pool.storage[:, 1, 0].clone()
 
     def _rotation(self, positions: Tensor) -> Rotation:

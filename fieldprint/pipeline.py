@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Protocol
 
 from fieldprint.anchor import AnchorArtifact, Envelope, FieldprintRecord, Policy
+from fieldprint.anchor.artifact import BEFORE, BLOCK, FORMS
 from fieldprint.commit import LeafProof, Receipt
 from fieldprint.decoder import Decoder
-from fieldprint.errors import VerificationError
+from fieldprint.errors import FormatError, ModelError, VerificationError
 from fieldprint.generate import (
     AttentionSettings,
     Bypassed,
@@ -239,14 +240,32 @@ def anchor_tokens(model: Model, verified: VerifiedAnchor) -> list[int]:
 
 
 def text_tokens(model: Model, text: str, form: str) -> list[int]:
-    """Token ids of an anchor's text: as a system message ("chat-system") or as it is ("raw")."""
-    return model.system_tokens(text) if form == "chat-system" else model.encode(text)
+    """Token ids of an anchor's text: as a system message ("chat-system") or as it is ("raw").
+
+    "-before" behind the form puts filler in front, the first token of a newline, until a multiple of 32 tokens is full.
+
+    Raises:
+        FormatError: another form. ModelError: the model has no such template, or no token for a newline.
+    """
+    if form not in FORMS:
+        raise FormatError(f"the form {form[:40]!r} is not known", remedy=f"Use one of {', '.join(FORMS)}")
+    tokens = model.system_tokens(text) if form.startswith("chat-system") else model.encode(text)
+    missing = -len(tokens) % BLOCK if form.endswith(BEFORE) else 0
+    if not missing:
+        return tokens
+    newline = model.encode("\n")
+    if not newline:
+        raise ModelError(
+            "the model's tokenizer has no token for a newline, with which an anchor is filled up"
+        )
+    return newline[:1] * missing + tokens
 
 
 def fieldprint_of(model: Model, text: str, form: str) -> tuple[Fieldprint, FieldprintRecord]:
     """The fieldprint of a text, and the record of it that its signer puts into the artifact."""
     tokens = text_tokens(model, text, form)
-    fieldprint = compute_fieldprint(model.decoder, tokens)
+    first = -len(tokens) if form.endswith(BEFORE) else 0
+    fieldprint = compute_fieldprint(model.decoder, tokens, first_position=first)
     return fieldprint, fieldprint.record(model=model.digest, form=form, token_ids=tokens)
 
 

@@ -152,8 +152,8 @@ class Fieldprint:
         return loaded
 
 
-def compute_fieldprint(decoder: Decoder, token_ids: Sequence[int]) -> Fieldprint:
-    """The fieldprint of `token_ids`, realized on the canonical path (float32, one pass, positions 0..A-1).
+def compute_fieldprint(decoder: Decoder, token_ids: Sequence[int], *, first_position: int = 0) -> Fieldprint:
+    """The fieldprint of `token_ids`, realized on the canonical path (float32, one pass, from `first_position` on).
 
     Raises:
         CapacityError: more than 512 tokens.
@@ -164,7 +164,7 @@ def compute_fieldprint(decoder: Decoder, token_ids: Sequence[int]) -> Fieldprint
             f"the anchor has {len(token_ids)} tokens; 1 to {MAX_ANCHOR_TOKENS} are possible",
             remedy="Shorten its text",
         )
-    k, v = decoder.realize(list(token_ids))
+    k, v = decoder.realize(list(token_ids), first_position=first_position)
     kv = torch.stack([k, v], 1)  # [num_layers, 2, A, num_kv_heads, head_dim]
     layers, parts, tokens, heads, dim = kv.shape
     codes, exponents = quantize(kv.reshape(layers, parts, tokens, heads * dim))

@@ -113,7 +113,7 @@ def promote_anchor(
 ) -> PinnedAnchor:
     """The anchor, pinned in `pool`, only if every check below holds.
 
-    1. `verified` was made by `verify_anchor`, for this model: it carries a signed fieldprint record.
+    1. `verified` was made by `verify_anchor`, for this model: it carries a signed fieldprint record, of positions 0..A-1.
     2. `token_ids` are the tokens that the record names.
     3. The record's sizes are the decoder's, its hashed pages are of this version's size, and the pool's pages are the
        decoder's.
@@ -137,6 +137,12 @@ def promote_anchor(
     if record is None:
         raise VerificationError(
             1, "the anchor was not verified for a model", remedy="Call verify_anchor(..., model=...)"
+        )
+    if record.before:
+        raise VerificationError(
+            1,
+            f"the fieldprint {record.form} is for engines that put it in front of position 0, like vLLM, not for these pages",
+            remedy="Call verify_anchor without before=True",
         )
     if len(token_ids) != record.num_tokens or token_ids_digest(token_ids) != record.token_ids_sha256:
         raise VerificationError(
