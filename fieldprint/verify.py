@@ -174,9 +174,10 @@ def _record_for(artifact: AnchorArtifact, model: str, before: bool) -> Fieldprin
         return record
     place = " in front of position 0" if before else ""
     remedy = "Sign the anchor again with --model of this folder, or use the model that it was signed for"
-    if before or artifact.record_for(model, before=True) is not None:
-        engine = "vllm" if before else "fieldprint"
-        remedy = f"Sign the anchor again: fieldprint anchor sign FILE --model FOLDER --engine {engine}"
+    if artifact.record_for(model, before=not before) is not None:
+        remedy = "Sign it for both: fieldprint anchor sign FILE --model FOLDER --engine fieldprint --engine vllm"
+    elif before:
+        remedy = "Sign the anchor again: fieldprint anchor sign FILE --model FOLDER --engine vllm"
     raise VerificationError(
         10, f"no fieldprint{place} is signed for the model {model[:16]}...", remedy=remedy
     )

@@ -2,7 +2,9 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,9 +40,17 @@ from fieldprint.cli.output import print_result, unchecked
 from fieldprint.errors import FieldprintError
 
 if TYPE_CHECKING:
-    from fieldprint.anchor import Policy
+    from fieldprint.anchor import FieldprintRecord, Policy
+    from fieldprint.promote import Fieldprint
 
 app = typer.Typer(help="Sign, register, verify, show and revoke anchors.", no_args_is_help=True)
+
+
+class UsedBy(StrEnum):
+    """The engines that an anchor is signed for: vLLM puts it in front of position 0."""
+
+    FIELDPRINT = "fieldprint"
+    VLLM = "vllm"
 
 
 @app.command("sign")
@@ -65,10 +75,20 @@ def anchor_sign(
     form: Annotated[
         str, typer.Option("--form", help="chat-system (as the template's system message) or raw.")
     ] = "chat-system",
+    engine: Annotated[
+        list[UsedBy] | None,
+        typer.Option(
+            "--engine",
+            help="Engine that will use it, fieldprint if none is named; given for both, it has a fieldprint for each.",
+        ),
+    ] = None,
     model: ModelFolder = None,
     fieldprint_out: Annotated[
         Path | None,
-        typer.Option("--fieldprint-out", help="Also write the fieldprint, for machines that load it."),
+        typer.Option(
+            "--fieldprint-out",
+            help="Also write the fieldprint, for machines that load it; of two, vLLM's goes beside it as NAME-vllm.",
+        ),
     ] = None,
     policy: Annotated[Path | None, typer.Option("--policy", help="To register at once: the policy.")] = None,
     log: Annotated[str | None, typer.Option("--log", help="To register at once: the log.")] = None,
@@ -85,7 +105,6 @@ def anchor_sign(
     With --policy, --log and --log-key it is registered as well, as by `anchor register`.
     """
     from fieldprint.anchor import AnchorArtifact, sign_anchor, sign_registration
-    from fieldprint.pipeline import fieldprint_of
     from fieldprint.registry import registration_entry
 
     place = None
@@ -97,7 +116,8 @@ def anchor_sign(
         )
     signers = open_signers(key, passphrase_file)
     content = read_input(text).decode("utf-8").rstrip("\n")
-    fieldprint, record = fieldprint_of(open_model(model), content, form)
+    realized = _realize(model, content, form, engine or [UsedBy.FIELDPRINT])
+    records = tuple(record for _, record in realized)
     now = datetime.now(UTC).replace(microsecond=0)
     artifact = AnchorArtifact(
         name=name,
@@ -108,13 +128,22 @@ def anchor_sign(
         parents=tuple(sorted(set(parent or []))),
         taint=tuple(sorted(set(taint or []))),
         supersedes=tuple(sorted(set(supersedes or []))),
-        fieldprints=(record,),
+        fieldprints=records,
     )
     write_new(out, sign_anchor(artifact, signers))
-    if fieldprint_out is not None:
-        fieldprint.save(fieldprint_out)
-    fields = {"anchor": artifact.digest, "tokens": record.num_tokens, "root": record.root, "file": str(out)}
-    said = f"signed {out}: anchor {artifact.digest[:16]}, {record.num_tokens} tokens, fieldprint {record.root[:16]}"
+    files = [] if fieldprint_out is None else _save(realized, fieldprint_out)
+    fields = {
+        "anchor": artifact.digest,
+        "tokens": records[0].num_tokens,
+        "root": records[0].root,
+        "file": str(out),
+        "forms": [record.form for record in records],
+        "fieldprint_files": files,
+    }
+    said = f"signed {out}: anchor {artifact.digest[:16]}"
+    for record in records:
+        where = " in front of position 0" if record.before else ""
+        said += f", {record.num_tokens} tokens{where}, fieldprint {record.root[:16]}"
     if place is None:
         print_result(fields, as_json, said)
         return
@@ -125,6 +154,31 @@ def anchor_sign(
         f"{said}\nregistered: entry {index} of {place.log}",
     )
     warn(warning)
+
+
+def _realize(
+    model: Path | None, text: str, form: str, engines: Sequence[UsedBy]
+) -> "list[tuple[Fieldprint, FieldprintRecord]]":
+    """A fieldprint with its record for each of these engines, our own first."""
+    from fieldprint.anchor.artifact import BEFORE
+    from fieldprint.pipeline import fieldprint_of
+
+    if form.endswith(BEFORE):
+        raise typer.BadParameter(
+            f"--form {form} is written as --form {form.removesuffix(BEFORE)} --engine vllm"
+        )
+    loaded = open_model(model)
+    endings = {UsedBy.FIELDPRINT: "", UsedBy.VLLM: BEFORE}
+    return [fieldprint_of(loaded, text, form + endings[engine]) for engine in UsedBy if engine in engines]
+
+
+def _save(realized: "list[tuple[Fieldprint, FieldprintRecord]]", path: Path) -> list[str]:
+    """Write a file for each; of two, the one before position 0 is NAME-vllm beside `path`."""
+    beside = path.with_name(f"{path.stem}-vllm{path.suffix}")
+    files = [beside if record.before and len(realized) > 1 else path for _, record in realized]
+    for (fieldprint, _), file in zip(realized, files, strict=True):
+        fieldprint.save(file)
+    return [str(file) for file in files]
 
 
 @app.command("register")
