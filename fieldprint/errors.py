@@ -8,6 +8,7 @@
     │   ├── LogLockedError     another process writes this log
     │   └── InconsistentLogError   the log contradicts itself (in commit/follower.py, with both checkpoints)
     ├── RefusalError           a witness does not cosign (in tlog/witness.py, with the HTTP status)
+    ├── CompatibilityError     an engine does what is not covered
     ├── ModelError             a model folder is missing, incomplete or of a family that is not supported
     └── CapacityError          no room: the page pool, the anchor limit or the disk
 
@@ -63,3 +64,7 @@ class ModelError(FieldprintError):
 
 class CapacityError(FieldprintError):
     """No room: the page pool, the anchor limit or the disk."""
+
+
+class CompatibilityError(FieldprintError):
+    """An engine, or its version, does something that Fieldprint does not cover; nothing was started."""

@@ -175,7 +175,9 @@ def _record_for(artifact: AnchorArtifact, model: str, before: bool) -> Fieldprin
     place = " in front of position 0" if before else ""
     remedy = "Sign the anchor again with --model of this folder, or use the model that it was signed for"
     if artifact.record_for(model, before=not before) is not None:
-        remedy = "Sign it for both: fieldprint anchor sign FILE --model FOLDER --engine fieldprint --engine vllm"
+        remedy = (
+            "Sign it for both: fieldprint anchor sign FILE --model FOLDER --engine fieldprint --engine vllm"
+        )
     elif before:
         remedy = "Sign the anchor again: fieldprint anchor sign FILE --model FOLDER --engine vllm"
     raise VerificationError(
@@ -380,11 +382,18 @@ def _verified_receipt_anchor(
             raise VerificationError(7, "the leaves name an anchor, and the receipt does not hold it")
         return None
     try:
+        before = _lies_before(receipt.anchor, leaf)
         anchor = verify_anchor(
-            receipt.anchor, policy, now=now, registry=registry, model=leaf.model, status=status
+            receipt.anchor, policy, now=now, registry=registry, model=leaf.model, before=before, status=status
         )
     except VerificationError as error:
         raise VerificationError(7, f"the anchor: {error.what}", remedy=error.remedy) from error
     if anchor.digest != leaf.anchor or anchor.record is None or anchor.record.root != leaf.fieldprint:
         raise VerificationError(7, "the leaves name another anchor or another fieldprint")
     return anchor
+
+
+def _lies_before(signed: bytes, leaf: Commitment) -> bool:
+    """Whether the leaf's fieldprint is the one in front of position 0, as vLLM has it."""
+    record = _read_artifact(signed)[1].record_for(leaf.model, before=True)
+    return record is not None and record.root == leaf.fieldprint

@@ -1,0 +1,224 @@
+"""Fieldprint as vLLM's KV connector: the scheduler's half keeps the ledger, the worker's half installs, hashes and checks.
+
+No request is scheduled before every worker has said which fieldprint lies in its blocks; a worker in which anything is not
+as it must be raises, and vLLM ends the engine.
+"""
+
+import itertools
+from typing import Any
+
+import torch
+from vllm.distributed import get_tensor_model_parallel_rank
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorBase_V1,
+    KVConnectorRole,
+    SupportsHMA,
+)
+
+from fieldprint.adapters.vllm.backend import AnchorBuilder, AnchorTable
+from fieldprint.adapters.vllm.layout import learn_layout
+from fieldprint.adapters.vllm.messages import StepOrders, StepReport
+from fieldprint.adapters.vllm.residency import Installed, Residency, digests_of
+from fieldprint.adapters.vllm.settings import ServeSettings
+from fieldprint.adapters.vllm.supervisor import Supervisor
+from fieldprint.adapters.vllm.versions import check_engine
+from fieldprint.errors import CompatibilityError, IntegrityError
+
+
+class FieldprintConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
+    """Both halves; vLLM makes one in the scheduler's process and one in each worker.
+
+    Args:
+        vllm_config: the engine's.
+        role: which half.
+        kv_cache_config: groups of layers and the number of blocks.
+
+    Raises:
+        CompatibilityError: the engine has something that is not covered.
+        FieldprintError: in the scheduler's half, as `Supervisor`.
+    """
+
+    def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
+        super().__init__(vllm_config, role, kv_cache_config)
+        check_engine(vllm_config, kv_cache_config)
+        self.settings = ServeSettings.from_config(vllm_config.kv_transfer_config.kv_connector_extra_config)
+        self._config = vllm_config
+        spec = kv_cache_config.kv_cache_groups[0].kv_cache_spec
+        self._spec = spec
+        if role == KVConnectorRole.SCHEDULER:
+            self.supervisor = Supervisor(
+                self.settings,
+                block_size=spec.block_size,
+                num_blocks=kv_cache_config.num_blocks,
+                ranks=vllm_config.parallel_config.tensor_parallel_size,
+            )
+        else:
+            self._orders: StepOrders | None = None
+            self._applied = -1
+            self._report: StepReport | None = None
+            self._installed: dict[int, Installed] = {}
+            self._scrub = itertools.count()
+
+    # The scheduler's half
+
+    def bind_gpu_block_pool(self, gpu_block_pool: Any) -> None:
+        """Take the anchors' blocks out of the pool, for good."""
+        self.supervisor.take_blocks(gpu_block_pool)
+
+    def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
+        """Nothing is loaded from elsewhere; while a worker has not installed the anchors, the request waits."""
+        del request, num_computed_tokens
+        return (0, False) if self.supervisor.ready else (None, False)
+
+    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
+        """Nothing is loaded from elsewhere."""
+
+    def build_connector_meta(self, scheduler_output: Any) -> StepOrders:
+        """The orders of this step."""
+        return self.supervisor.plan(scheduler_output)
+
+    def update_connector_output(self, connector_output: Any) -> None:
+        """Take the workers' reports."""
+        report = connector_output.kv_connector_worker_meta
+        if isinstance(report, StepReport):
+            self.supervisor.take(report)
+
+    def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
+        """Blocks may go: what had to be looked at was looked at before the request ended."""
+        del block_ids
+        self.supervisor.forget(request)
+        return False, None
+
+    def request_finished_all_groups(
+        self, request: Any, block_ids: tuple[list[int], ...]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        """As `request_finished`."""
+        return self.request_finished(request, list(block_ids[0]))
+
+    # The worker's half
+
+    def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
+        """Learn how blocks are laid out, by the layers' own writers.
+
+        Raises:
+            CompatibilityError: a layer's metadata are not built by ours, or its blocks are not understood.
+        """
+        layers = self._config.compilation_config.static_forward_context
+        for name in kv_caches:
+            builder = layers[name].get_attn_backend().get_builder_cls()
+            if not issubclass(builder, AnchorBuilder):
+                raise CompatibilityError(
+                    f"layer {name} attends by {builder.__name__}, which puts no anchor in front",
+                    remedy="Name fieldprint in VLLM_PLUGINS, and look in vLLM's log why the plugin did not load",
+                )
+        self._layers = [layers[name] for name in kv_caches]
+        self._caches = list(kv_caches.values())
+        spec, first, cache = self._spec, self._layers[0], self._caches[0]
+
+        def write(k: torch.Tensor, v: torch.Tensor, slots: torch.Tensor) -> None:
+            first.impl.do_kv_cache_update(first, k, v, cache, slots)
+
+        # Block 0 is vLLM's null block: no request has it.
+        layout = learn_layout(cache, 0, spec.block_size, spec.num_kv_heads, spec.head_size, write)
+        self.residency = Residency(self._caches, layout)
+        self.table = AnchorTable(cache.shape[0], cache.device)
+
+    def handle_preemptions(self, kv_connector_metadata: StepOrders) -> None:
+        """What must be so before this step's metadata are built: anchors in their blocks, requests with their anchors."""
+        orders = kv_connector_metadata
+        if orders.step == self._applied:
+            return
+        self._report = StepReport(orders.step)
+        for order in orders.installs:
+            if order.index not in self._installed:
+                self._installed[order.index] = self._loaded(order.index, order.file, order.root, order.blocks)
+            installed = self._installed[order.index]
+            self._report.installed[order.index, self._rank] = installed.root
+        for index in orders.rewrite:
+            self.residency.install(self._installed[index])
+        self.table.own(orders.step, orders.owners)
+        self._applied = orders.step
+
+    @property
+    def _rank(self) -> int:
+        rank: int = get_tensor_model_parallel_rank()
+        return rank
+
+    def _loaded(self, index: int, file: str, root: str, blocks: tuple[int, ...]) -> Installed:
+        from pathlib import Path
+
+        from fieldprint.promote import Fieldprint
+
+        fieldprint = Fieldprint.load(Path(file))
+        if fieldprint.root() != root:
+            raise IntegrityError(
+                f"{file} does not have the root that was signed",
+                remedy="Make it again: fieldprint promote --out",
+            )
+        values = self.anchor_values(fieldprint)
+        heads = self._spec.num_kv_heads
+        total = values.shape[3]
+        # With more ranks than heads several have the same one.
+        first = self._rank * heads if total > heads else 0
+        if (
+            total > heads
+            and total % heads == 0
+            and self._config.parallel_config.tensor_parallel_size > total // heads
+        ):
+            first = self._rank * total // self._config.parallel_config.tensor_parallel_size
+        values = values[:, :, :, first : first + heads].transpose(1, 2).transpose(0, 1).contiguous()
+        expected = (len(self._caches), self._spec.block_size * len(blocks), heads, self._spec.head_size)
+        if (values.shape[1], values.shape[0], *values.shape[3:]) != expected:
+            raise IntegrityError(f"{file} has the sizes of another model, or of other blocks")
+        installed = Installed(root, blocks, values, digests_of(values))
+        self.residency.install(installed)
+        self.table.put(index, blocks)
+        return installed
+
+    def anchor_values(self, fieldprint: Any) -> torch.Tensor:
+        """K/V of an anchor in the cache's dtype, [num_layers, 2, A, heads, dim]; exact, since codes are."""
+        values: torch.Tensor = fieldprint.values(self._caches[0].dtype)
+        return values
+
+    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
+        """Nothing is loaded from elsewhere; see that this step's orders were carried out in time."""
+        orders = self._get_connector_metadata()
+        if not orders.computes:
+            self.handle_preemptions(orders)
+        elif self._applied != orders.step or self.table.built != orders.step:
+            raise CompatibilityError(
+                "a step was computed with metadata that were built before its anchors were known",
+                remedy="Set VLLM_USE_V2_MODEL_RUNNER=0",
+            )
+
+    def wait_for_layer_load(self, layer_name: str) -> None:
+        """Nothing is loaded from elsewhere."""
+
+    def save_kv_layer(self, layer_name: str, kv_layer: Any, attn_metadata: Any, **kwargs: Any) -> None:
+        """Nothing: a step is looked at when it is over."""
+
+    def wait_for_save(self) -> None:
+        """Bind what the step has written, and check what is due."""
+        orders = self._get_connector_metadata()
+        self.handle_preemptions(orders)
+        report = self._report
+        if report is None or report.step != orders.step:
+            raise IntegrityError("a step ended that was not begun")
+        if orders.bind is not None and len(orders.bind):
+            report.digests[self._rank] = self.residency.bind(orders.bind)
+        if orders.check is not None:
+            report.damaged = self.residency.damaged(orders.check)
+        if orders.check is not None or orders.scrub:
+            report.pinned = frozenset(
+                index for index, anchor in self._installed.items() if not self.residency.is_whole(anchor)
+            )
+
+    def build_connector_worker_meta(self) -> StepReport | None:
+        """This step's report."""
+        report, self._report = self._report, None
+        return report
+
+    def shutdown(self) -> None:
+        """End the scheduler's threads."""
+        if hasattr(self, "supervisor"):
+            self.supervisor.close()

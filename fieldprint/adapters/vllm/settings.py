@@ -1,0 +1,89 @@
+"""What an engine is told: vLLM's `kv_connector_extra_config`, which every process of it gets.
+
+{"anchors": {"main": {"artifact": "anchor.json", "fieldprint": "anchor.fieldprint"}}, "default": "main",
+ "policy": "policy.toml", "model": "SmolLM2", "log": "log", "log_key": "keys/log.key", "receipts": "receipts",
+ "database": null, "orders": null, "engine": "engine", "scrub_interval": 8, "provisional_cap": 64}
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from fieldprint.errors import FormatError
+
+
+@dataclass(frozen=True, slots=True)
+class AnchorFiles:
+    """Files of one anchor: the signed artifact, and its fieldprint in front of position 0."""
+
+    artifact: str
+    fieldprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class ServeSettings:
+    """Settings of one engine.
+
+    anchors: files by the name that a request may ask for. default: of the anchor of requests that ask for none; None: without.
+    model: the model's folder, whose digest the leaves name. log, log_key: where leaves go; both or none. receipts: folder.
+    database, orders: watched for revocations and overrides. engine: its name. scrub_interval: steps between two looks at the
+    pinned blocks. provisional_cap: generated tokens of a request that may be uncommitted. log_timeout: seconds.
+    """
+
+    policy: str
+    model: str
+    log: str
+    log_key: str
+    receipts: str
+    anchors: Mapping[str, AnchorFiles] = field(default_factory=dict)
+    default: str | None = None
+    database: str | None = None
+    orders: str | None = None
+    engine: str = "engine"
+    scrub_interval: int = 8
+    provisional_cap: int = 64
+    log_timeout: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.default is not None and self.default not in self.anchors:
+            raise FormatError(
+                f"the default anchor {self.default!r} is none of {', '.join(self.anchors) or 'no anchors'}"
+            )
+        if self.scrub_interval < 1 or self.provisional_cap < 1 or self.log_timeout <= 0:
+            raise FormatError("scrub_interval, provisional_cap and log_timeout must be positive")
+
+    def to_config(self) -> dict[str, Any]:
+        """What `from_config` reads."""
+        return asdict(self) | {"anchors": {name: asdict(files) for name, files in self.anchors.items()}}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "ServeSettings":
+        """The settings in vLLM's `kv_connector_extra_config`.
+
+        Raises:
+            FormatError: something is missing, of another type, or not known.
+        """
+        known = {name: kind for name, kind in cls.__annotations__.items()}
+        if unknown := config.keys() - known.keys():
+            raise FormatError(
+                f"kv_connector_extra_config has {', '.join(sorted(unknown))}, which Fieldprint does not know"
+            )
+        for name in ("policy", "model", "log", "log_key", "receipts"):
+            if not isinstance(config.get(name), str):
+                raise FormatError(
+                    f"kv_connector_extra_config needs {name}, a path", remedy="fieldprint serve fills it in"
+                )
+        anchors = {}
+        given = config.get("anchors", {})
+        for name, files in given.items() if isinstance(given, Mapping) else [("", None)]:
+            if not isinstance(files, Mapping) or files.keys() != {"artifact", "fieldprint"}:
+                raise FormatError("anchors must map names to an artifact and a fieldprint")
+            anchors[name] = AnchorFiles(str(files["artifact"]), str(files["fieldprint"]))
+        rest = {name: value for name, value in config.items() if name != "anchors"}
+        for name, kind in (("scrub_interval", int), ("provisional_cap", int), ("log_timeout", (int, float))):
+            if name in rest and (not isinstance(rest[name], kind) or isinstance(rest[name], bool)):
+                raise FormatError(f"{name} must be a number, not {rest[name]!r}")
+        for name in ("default", "database", "orders"):
+            if rest.get(name) is not None and not isinstance(rest[name], str):
+                raise FormatError(f"{name} must be a text or null, not {rest[name]!r}")
+        return cls(anchors=anchors, **rest)

