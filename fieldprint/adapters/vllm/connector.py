@@ -66,9 +66,9 @@ class FieldprintConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc
         self.supervisor.take_blocks(gpu_block_pool)
 
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
-        """Nothing is loaded from elsewhere; while a worker has not installed the anchors, the request waits."""
-        del request, num_computed_tokens
-        return (0, False) if self.supervisor.ready else (None, False)
+        """Nothing is loaded from elsewhere; while a worker has not installed its anchor, the request waits."""
+        del num_computed_tokens
+        return (0, False) if self.supervisor.may_start(request) else (None, False)
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         """Nothing is loaded from elsewhere."""
@@ -181,7 +181,12 @@ class FieldprintConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc
         return values
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
-        """Nothing is loaded from elsewhere; see that this step's orders were carried out in time."""
+        """Nothing is loaded from elsewhere; see that this step's orders were carried out in time.
+
+        Raises:
+            CompatibilityError: they were not: this runner of vLLM builds metadata first.
+        """
+        del forward_context, kwargs
         orders = self._get_connector_metadata()
         if not orders.computes:
             self.handle_preemptions(orders)
