@@ -195,6 +195,7 @@ class Supervisor:
             bind=bind,
             check=check,
             rewrite=rewrite,
+            in_order=self.ledger.overtaken,
             scrub=self._step % self.settings.scrub_interval == 0,
         )
 
@@ -225,7 +226,7 @@ class Supervisor:
                 )
             anchor.acknowledged |= {rank}
             anchor.ready = len(anchor.acknowledged) == self._ranks
-        self.damaged_anchors |= report.pinned
+        self.damaged_anchors.update(*report.pinned.values())
         self.ledger.take(report)
 
     def rewrite(self, anchors: frozenset[int]) -> None:

@@ -22,7 +22,8 @@ class WatchedOnce:
     def look(self) -> None:
         """Ask whether anything has changed; one that cannot be reached is told to every gate."""
         try:
-            self.version += any([source.poll() for source in self._sources])
+            changed = [source.poll() for source in self._sources]  # every one: each remembers that it was asked
+            self.version += any(changed)
             self.error = None
         except FieldprintError as error:
             self.error = error
