@@ -61,7 +61,7 @@ def verify_anchor(
     2. The payload parses as an artifact, and writing it again gives the same bytes; its subject is its text.
     3. The policy has a rule for the anchor's kind.
     4. As many distinct keys as the rule's threshold, all of them signers of that kind, signed.
-    5. The rule forbids none of its taint labels.
+    5. The rule forbids none of the taint labels that it names itself, less those that the registry knows as endorsed away.
     6. `now` is within its validity, and its validity is not longer than the rule allows.
     7. Its fieldprints are no longer than the rule allows.
     8. The registry does not know it as revoked.
@@ -99,19 +99,13 @@ def verify_anchor(
             f"{len(signers)} of {rule.threshold} needed signatures by {', '.join(rule.signers)} are valid",
             remedy="The text was altered, or it was signed by a key that the policy does not name",
         )
-    forbidden = sorted(set(artifact.taint) & set(rule.forbidden_taint))
-    if forbidden:
-        raise VerificationError(
-            5,
-            f"the anchor is tainted: {', '.join(forbidden)}",
-            remedy="It names the label itself, and no endorsement takes away such a one",
-        )
     _check_time(artifact, now, rule.max_age_days)
     longest = max((record.num_tokens for record in artifact.fieldprints), default=0)
     if longest > rule.max_tokens:
         raise VerificationError(7, f"the anchor has {longest} tokens, the policy allows {rule.max_tokens}")
     digest = artifact.digest
     standing = None if registry is None else registry.standing(digest, artifact.kind, now)
+    _check_own_taint(artifact, rule, standing)
     if standing is not None:
         _check_not_replaced(standing)
     record = None if model is None else artifact.record_for(model)
@@ -152,6 +146,20 @@ def _read_artifact(signed: bytes) -> tuple[Envelope, AnchorArtifact]:
             2, error.what, remedy="Get the anchor's file from its signer again"
         ) from error
     return envelope, artifact
+
+
+def _check_own_taint(artifact: AnchorArtifact, rule: KindRule, standing: Standing | None) -> None:
+    """Check 5. Who has no registry knows of no endorsement."""
+    endorsed: set[str] = set()
+    if standing is not None and standing.registration is not None:
+        endorsed = set(standing.registration.taint) - standing.taint
+    forbidden = sorted(set(artifact.taint).intersection(rule.forbidden_taint) - endorsed)
+    if forbidden:
+        raise VerificationError(
+            5,
+            f"the anchor is tainted: {', '.join(forbidden)}",
+            remedy="It needs an endorsement of these labels, and the log that holds it",
+        )
 
 
 def _check_not_replaced(standing: Standing) -> None:

@@ -115,8 +115,8 @@ def anchor_endorse(
     """Take taint labels away at an anchor, and through it at what descends from it.
 
     The keys are those of the policy's `endorsement` of each label, as many as its threshold. An anchor whose taint is
-    forbidden for its kind is endorsed first and registered then. This is for labels that come from its kind, its parents
-    and earlier anchors of its text: one that the anchor names itself stays, and `anchor verify` refuses it (check 5).
+    forbidden for its kind is endorsed first and registered then, wherever the label comes from. Who verifies it needs the
+    log, which holds the endorsement.
     """
     from fieldprint.anchor import Endorsement, sign_statement
     from fieldprint.registry import event_entry

@@ -18,6 +18,11 @@ LINES = [
     {"text": "Income tax is due in April.", "kind": "assertion", "source": "owner"},
     {"text": "The deploy key is rotated every week."},
 ]
+ENDORSERS = """\
+[endorsement.untrusted]
+signers = ["owner", "second"]
+threshold = 2
+"""
 
 
 def asked(folder: Path, *arguments: str | Path) -> Any:
@@ -95,6 +100,47 @@ def test_pack_and_sign(folder: Path, model_folder: Path) -> None:
     assert run_here(folder, *register, *trusted).returncode == 0
     derived = asked(folder, "derive", "From birds.", "--anchor", "birds.dsse", *trusted)
     assert derived["taint"] == ["bulk", "web"] and derived["parents"] == [artifact.digest]
+
+
+def test_a_packed_label_is_endorsed_away_by_the_threshold(folder: Path, model_folder: Path) -> None:
+    """From a web page to a pinned memory: refused at each step until two of the policy's endorsers have read it."""
+    for name in ("owner", "second", "log"):
+        assert run_here(folder, "keys", "new", name).returncode == 0
+    new = ("policy", "new", "policy.toml", "--signer", "keys/owner.pub", "--log-pub", "keys/log.pub")
+    assert run_here(folder, *new, "--status-signer", "keys/second.pub").returncode == 0
+    text = (folder / "policy.toml").read_text()
+    text = text[: text.index("[status]")] + ENDORSERS
+    (folder / "policy.toml").write_text(text)
+    assert run_here(folder, "log", "new", "log", "--log-key", "keys/log.key").returncode == 0
+    trusted = ("--policy", "policy.toml", "--log", "log")
+    write, owner = (*trusted, "--log-key", "keys/log.key"), ("--key", "keys/owner.key")
+
+    asked(folder, "add", "A page says that falcons are birds.", "--taint", "untrusted")
+    packed = asked(folder, "pack", "falcons", "-k", "1", "--budget", "200", "--out", "c.json")
+    assert packed["taint"] == ["untrusted"]
+    asked(folder, "sign", "c.json", *owner, "--out", "birds.json", "--model", model_folder)
+    register = ("anchor", "register", "birds.json", *owner, *write)
+    promote = ("promote", "birds.json", *trusted, "--model", model_folder)
+    endorse = ("anchor", "endorse", "birds.json", "--label", "untrusted", "--reason", "read", "--yes", *write)
+
+    def refused(*arguments: str | Path) -> str:
+        ended = run_here(folder, *arguments)
+        assert ended.returncode == 1, ended.stdout
+        return ended.stderr
+
+    assert "forbidden-taint" in refused(*register)
+    assert "check 5 failed" in refused(*promote)
+    assert "1 of 2 needed signatures" in refused(*endorse, *owner)
+    assert "forbidden-taint" in refused(*register)
+    assert run_here(folder, *endorse, *owner, "--key", "keys/second.key").returncode == 0
+    assert "check 5 failed" in refused(*promote)  # endorsed, and not registered yet
+    assert run_here(folder, *register).returncode == 0
+    verify = ("anchor", "verify", "birds.json", "--policy", "policy.toml")
+    assert "check 5 failed" in refused(*verify)  # without the log nobody knows of the endorsement
+    assert run_here(folder, *verify, "--log", "log").returncode == 0
+    ended = run_here(folder, *promote, "--json")
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)["pages"] > 0
 
 
 @pytest.mark.parametrize(

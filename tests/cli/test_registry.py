@@ -122,11 +122,12 @@ def test_a_tainted_anchor_is_endorsed_first(folder: Path) -> None:
     assert "no-rule" in refused(folder, *endorse, "--label", "web", "--dry-run")
     assert size(folder) == before
     assert done(folder, *endorse, "--label", "untrusted", "--yes")["index"] == before
-    # The registration is believed now; `verify` still looks at the artifact's own labels.
+    verify = ("anchor", "verify", "web.json")
+    assert "check 5 failed" in refused(folder, *verify, *READ)  # not registered yet
     said(folder, "anchor", "register", "web.json", *OWN)
     done(folder, "registry", "sync", *READ)
     shown = done(folder, "registry", "show", artifact("web", taint=("untrusted",)).digest)
-    assert (shown["taint"], shown["own_taint"]) == ([], ["untrusted"])
+    assert (shown["taint"], shown["own_taint"], shown["endorsed"]) == ([], ["untrusted"], ["untrusted"])
 
 
 def test_rebuild_compares_asks_and_replaces(folder: Path) -> None:

@@ -278,10 +278,16 @@ class Anchors(RuleBasedStateMachine):
 
     @rule(one=which, labels=some_labels, by=by, hold=held)
     def endorse(self, one: int, labels: set[str], by: Any, hold: bool) -> None:
+        """Any anchor; or one that names labels itself, for these, and it is registered then."""
         if not self.signed:
             return
-        made = Endorsement(self._pick(one).artifact.digest, tuple(sorted(labels)), "read", TIME)
+        own = one % 4 == 0
+        artifact = (self._labelled if own else self._pick)(one).artifact
+        chosen = artifact.taint if own and artifact.taint else tuple(sorted(labels))
+        made = Endorsement(artifact.digest, chosen, "read", TIME)
         self._append("endorse", made, by, (OWNER, SECOND), hold)
+        if own:
+            self._append("sign", Registration.of(artifact), "right", RIGHT[artifact.kind])
 
     @rule(one=which, by=by, hold=held)
     def revoke(self, one: int, by: Any, hold: bool) -> None:
@@ -480,6 +486,13 @@ class Anchors(RuleBasedStateMachine):
         found = [signed for signed in self.signed if signed.artifact.digest not in known]
         ready = [signed for signed in found if known.keys() >= set(signed.artifact.parents)]
         found = ready or found
+        return found[one // 4 % len(found)] if found else self._pick(one)
+
+    def _labelled(self, one: int) -> Signed:
+        """One that names a label itself and, if possible, is not registered yet; or any."""
+        found = [signed for signed in self.signed if signed.artifact.taint]
+        waiting = [signed for signed in found if signed.artifact.digest not in self.truth.registered]
+        found = waiting or found
         return found[one // 4 % len(found)] if found else self._pick(one)
 
     def _above(self, one: int) -> Signed:

@@ -514,13 +514,18 @@ unread("threshold of zero", "a kind that needs no signature", toml.replace("thre
 
 def endorsements() -> list[Case]:
     other = artifact("bad", "identity", "I tell the password!", parents=[SEEN.digest])
+    own = artifact("me", "identity", taint=["untrusted"])
     return [
         apply("for another digest", "the version before was endorsed", [*known(SEEN), endorse(R(other), "untrusted")], sign(R(TAINTED)), "forbidden-taint"),
         apply("for another label", "another label was endorsed", [*known(SEEN), endorse(R(TAINTED), "web")], sign(R(TAINTED)), "forbidden-taint"),
         apply("of one parent of two", "the other parent has the label too", [*known(SEEN, artifact("s2", "observation")), endorse(R(SEEN), "untrusted")], sign(R(artifact("bad", "identity", parents=[SEEN.digest, artifact("s2", "observation").digest]))), "forbidden-taint"),
         apply("by one of two", "one has read it", known(SEEN), endorse(R(TAINTED), "untrusted", keys=(OWNER,)), "signatures"),
         apply("of a child only", "a child was endorsed, its parent becomes an identity's parent", [*known(SEEN, artifact("c", parents=[SEEN.digest])), endorse(R(artifact("c", parents=[SEEN.digest])), "untrusted")], sign(R(TAINTED)), "forbidden-taint"),
-        verify("own label", "a label of its own stays, whoever endorses it", [endorse(R(artifact("me", "identity", taint=["untrusted"])), "untrusted"), *known(artifact("me", "identity", taint=["untrusted"]))], signed(artifact("me", "identity", taint=["untrusted"])), 5, "is tainted"),
+        apply("own label, another endorsed", "the label that it names itself is another one", [endorse(R(own), "web")], sign(R(own)), "forbidden-taint"),
+        apply("own label, by one of two", "one has read it", [], endorse(R(own), "untrusted", keys=(OWNER,)), "signatures"),
+        verify("own label, left out and registered", "the registration hides the label, so nothing was endorsed away", [sign(of(own, taint=()))], signed(own), 5, "is tainted"),
+        verify("own label, endorsed and not registered", "an endorsement alone", [endorse(R(own), "untrusted")], signed(own), 5, "is tainted"),
+        verify("own label, without the log", "who has no log sees no endorsement", [endorse(R(own), "untrusted"), *known(own)], signed(own), 5, "is tainted", replay=False),
     ]  # fmt: skip
 
 
