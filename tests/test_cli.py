@@ -147,7 +147,18 @@ def test_the_stream_says_what_is_final(folder: Path) -> None:
 def test_revocation_refuses_the_next_request(folder: Path) -> None:
     (folder / "other.txt").write_text("Your codename is Heron.\n")
     done(folder, "anchor", "sign", "other.txt", "--key", "keys/owner.key", "--out", "b.json")
-    done(folder, "anchor", "revoke", "b.json", "--key", "keys/owner.key", *WRITE, "--reason", "it was a test")
+    done(
+        folder,
+        "anchor",
+        "revoke",
+        "b.json",
+        "--key",
+        "keys/owner.key",
+        *WRITE,
+        "--reason",
+        "it was a test",
+        "--yes",
+    )
     refused = cli(folder, "generate", "Hi.", "--anchor", "b.json", *WRITE)
     assert (
         refused.returncode == 1 and "check 8 failed" in refused.stderr and "it was a test" in refused.stderr

@@ -1,7 +1,6 @@
 """`fieldprint anchor`."""
 
 import json
-import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +10,7 @@ import typer
 from fieldprint.cli.cosigning import warn
 from fieldprint.cli.events import Place, anchor_digest, append
 from fieldprint.cli.inputs import (
+    confirm,
     open_model,
     open_policy,
     open_reader,
@@ -284,7 +284,7 @@ def anchor_revoke(
 ) -> None:
     """Sign a revocation and append it to the log; from then on the anchor is refused, and what comes from it.
 
-    It cannot be taken back; at a terminal you are asked first.
+    It cannot be taken back, so you are asked first; where there is no terminal, --yes must be given.
     """
     from fieldprint.anchor import sign_revocation
     from fieldprint.registry import believe_event, revocation_entry
@@ -299,10 +299,7 @@ def anchor_revoke(
         said = f"would revoke {digest[:16]}, and with it {len(others)} that come from it"
         print_result(fields | {"dry_run": True}, as_json, said)
         return
-    if not yes and sys.stdin.isatty():
-        typer.confirm(
-            f"Revoke {digest[:16]}, and with it {len(others)} that come from it?", abort=True, err=True
-        )
+    confirm(f"Revoke {digest[:16]}, and with it {len(others)} that come from it?", yes)
     index, warning = append(Place(policy, log, log_key, last_signed, quorum), entry)
     if database is not None:
         _sync(database, log, trusted)

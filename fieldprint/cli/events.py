@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fieldprint.cli.cosigning import open_cosigner, warn
-from fieldprint.cli.inputs import open_policy, open_registry, open_signers, open_writer, read_input
+from fieldprint.cli.inputs import confirm, open_policy, open_registry, open_signers, open_writer, read_input
 from fieldprint.cli.options import (
     DryRun,
     Json,
@@ -86,11 +86,9 @@ def _tell(place: Place, entry: bytes, what: str, dry_run: bool, yes: bool, as_js
             fields, as_json, f"would be believed: {what}; it changes {len(changed)} registered anchors"
         )
         return
-    if not yes:
-        question = (
-            f"{what}: {len(changed)} registered anchors change, and an entry cannot be taken back. Append?"
-        )
-        typer.confirm(question, abort=True, err=True)
+    confirm(
+        f"{what}: {len(changed)} registered anchors change, and an entry cannot be taken back. Append?", yes
+    )
     index, warning = append(place, entry)
     fields |= {"index": index, "warning": warning or None}
     print_result(fields, as_json, f"{what}: entry {index} of {place.log}")

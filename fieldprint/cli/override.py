@@ -10,7 +10,7 @@ import typer
 
 from fieldprint.cli.cosigning import open_cosigner, warn
 from fieldprint.cli.events import anchor_digest
-from fieldprint.cli.inputs import open_policy, open_signers, open_writer
+from fieldprint.cli.inputs import confirm, open_policy, open_signers, open_writer
 from fieldprint.cli.options import (
     DryRun,
     Json,
@@ -281,10 +281,8 @@ def _order(what: _What, signing: _Signing, path: Path, log: _Log | None, how: _H
         file.check(entry)
         print_result(fields, how.as_json, f"would {what.action} {on}")
         return
-    if what.scope == "all" and not how.yes:
-        typer.confirm(
-            f"This will {what.action} every engine that looks at {path}. Go on?", abort=True, err=True
-        )
+    if what.scope == "all":
+        confirm(f"This will {what.action} every engine that looks at {path}. Go on?", how.yes)
     file.append(entry)
     shown, warning = _recorded(file, trusted, log)
     print_result(fields | shown, how.as_json, f"order {number}: {what.action} {on}{_where(shown)}")

@@ -10,7 +10,7 @@ import typer
 
 from fieldprint.cli.cosigning import warn
 from fieldprint.cli.events import Place, anchor_digest, append_made
-from fieldprint.cli.inputs import open_policy, open_reader, open_signers, write_new
+from fieldprint.cli.inputs import confirm, open_policy, open_reader, open_signers, write_new
 from fieldprint.cli.options import (
     DryRun,
     Json,
@@ -108,9 +108,7 @@ def registry_rebuild(
         if differ:
             raise typer.Exit(1)
         return
-    if not yes:
-        question = f"Replace every row of the registry in {_shown(database)} by what {log} gives?"
-        typer.confirm(question, abort=True, err=True)
+    confirm(f"Replace every row of the registry in {_shown(database)} by what {log} gives?", yes)
     with RegistryDatabase(database, create=True) as opened, progress_bar("reading", size, as_json) as advance:
         opened.rebuild(reader, trusted, workers=count, progress=lambda done, _: advance(done))
         summary = opened.summary()

@@ -69,7 +69,7 @@ def test_derive_label_show_delete(folder: Path) -> None:
     shown = asked(folder, "show", made["id"])
     assert shown["taint"] == ["bulk", "mine", "pii", "web"] and shown["ancestors"] == [first["id"]]
     assert asked(folder, "delete", short, "--dry-run")["dry_run"]
-    assert run_here(folder, "memory", "delete", short).returncode == 1  # nobody said yes
+    assert run_here(folder, "memory", "delete", short).returncode == 2  # nobody said yes
     asked(folder, "delete", short, "--yes")
     ended = run_here(folder, "memory", "show", short)
     assert ended.returncode == 1 and "there is no memory" in ended.stderr

@@ -92,7 +92,8 @@ def test_a_file_of_orders_that_is_not_there_is_told(folder: Path) -> None:
 def test_a_dry_run_and_a_question_that_is_not_answered_order_nothing(folder: Path) -> None:
     assert ordered(folder, "freeze", *WARDEN, "--all", "--reason", "x", "--dry-run")["dry_run"] is True
     ended = run_here(folder, "override", "freeze", *WARDEN, "--all", "--reason", "x")
-    assert ended.returncode == 1
+    assert ended.returncode == 2
+    assert "--yes" in ended.stderr
     assert not (folder / "orders").exists()
 
 

@@ -104,8 +104,8 @@ def test_supersede_asks_shows_and_appends(folder: Path) -> None:
     supersede = ("anchor", "supersede", "old.json", artifact("new").digest, "--reason", "newer", *OWN)
     before = size(folder)
     assert done(folder, *supersede, "--dry-run")["changed"] == [artifact("old").digest]
-    ended = run_here(folder, *supersede)  # nobody answers the question
-    assert ended.returncode == 1 and "cannot be taken back" in ended.stderr
+    ended = run_here(folder, *supersede)  # nobody is there to answer the question
+    assert ended.returncode == 2 and "cannot be taken back" in ended.stderr and "--yes" in ended.stderr
     assert size(folder) == before
     assert done(folder, *supersede, "--yes")["index"] == before
     assert "(superseded)" in refused(folder, *supersede, "--yes")
@@ -141,7 +141,7 @@ def test_rebuild_compares_asks_and_replaces(folder: Path) -> None:
         connection.execute(text("UPDATE registry_anchors SET taint = '[]', state = 'active'"))
     ended = run_here(folder, *rebuild, "--dry-run", "--json")
     assert ended.returncode == 1 and json.loads(ended.stdout)["differ"] == {"registry_anchors": 4}
-    assert run_here(folder, *rebuild).returncode == 1  # nobody answers the question
+    assert run_here(folder, *rebuild).returncode == 2  # nobody is there to answer
     assert done(folder, *rebuild, "--yes")["anchors"] == {"registered": 2}
     assert done(folder, *rebuild, "--dry-run")["differ"] == {}
 
@@ -166,7 +166,7 @@ def test_status_signs_and_proves(folder: Path) -> None:
     policy = Policy.from_bytes((folder / "policy.toml").read_bytes())
     proof = StatusProof.from_bytes((folder / "new.proof").read_bytes())
     assert verify_not_revoked(proof, policy, digest, datetime.now(UTC)).count == 0
-    said(folder, "anchor", "revoke", "new.json", *OWN, "--reason", "lost")
+    said(folder, "anchor", "revoke", "new.json", *OWN, "--reason", "lost", "--yes")
     assert "revoked" in refused(folder, *status, "--prove", digest)
     assert "since the last status root" in refused(folder, *status, "--prove", artifact("old").digest)
     assert done(folder, *signed)["last"]["count"] == 1
@@ -193,7 +193,7 @@ def test_who_has_no_log_verifies_with_a_status_proof(folder: Path) -> None:
     )
     assert silent.returncode == 2
     assert "table `status`" in silent.stderr
-    said(folder, "anchor", "revoke", "new.json", *OWN, "--reason", "lost")
+    said(folder, "anchor", "revoke", "new.json", *OWN, "--reason", "lost", "--yes")
     done(folder, *signed, "--prove", "old.json", "--out", "old.proof")
     assert "check 16 failed" in refused(folder, *verify, "--status", "old.proof")
     said(folder, "anchor", "verify", "old.json", "--policy", "policy.toml", "--status", "old.proof")
@@ -201,8 +201,8 @@ def test_who_has_no_log_verifies_with_a_status_proof(folder: Path) -> None:
 
 def test_a_password_in_the_url_is_not_shown(folder: Path) -> None:
     url = "postgresql://me:secret-word@127.0.0.1:1/registry"
-    for ended in (
-        run_here(folder, "registry", "sync", *READ, "--database", url, "--json"),
-        run_here(folder, "registry", "rebuild", *READ, "--database", url),
+    for code, ended in (
+        (1, run_here(folder, "registry", "sync", *READ, "--database", url, "--json")),
+        (2, run_here(folder, "registry", "rebuild", *READ, "--database", url)),
     ):
-        assert ended.returncode == 1 and "secret-word" not in ended.stdout + ended.stderr
+        assert ended.returncode == code and "secret-word" not in ended.stdout + ended.stderr

@@ -1,13 +1,15 @@
 """`fieldprint anchor revoke` and `policy show`: what is asked first, what is told to whom."""
 
 import json
+import os
+import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from fieldprint.anchor import AnchorArtifact, load_private_key, sign_anchor
-from tests.commands import make_policy_here, run_here
+from tests.commands import COMMAND, make_policy_here, run_here
 
 COMMON = ("--policy", "policy.toml", "--log", "log")
 WRITE = (*COMMON, "--key", "keys/owner.key", "--log-key", "keys/log.key")
@@ -41,12 +43,39 @@ def test_a_dry_run_says_what_else_goes_and_revokes_nothing(folder: Path) -> None
     assert run_here(folder, "anchor", "verify", "second", *COMMON).returncode == 0
 
 
+def test_without_a_terminal_nothing_is_revoked_but_with_yes(folder: Path) -> None:
+    revoke = ("anchor", "revoke", "first", *WRITE, "--reason", "lost")
+    ended = run_here(folder, *revoke, "--json")
+    assert ended.returncode == 2
+    assert "--yes" in ended.stderr
+    assert "1 that come from it" in json.loads(ended.stdout)["error"]
+    assert run_here(folder, "anchor", "verify", "first", *COMMON).returncode == 0
+    assert run_here(folder, *revoke, "--yes").returncode == 0
+
+
+@pytest.mark.parametrize(("answer", "code"), [("n", 1), ("y", 0)])
+def test_at_a_terminal_it_is_asked(folder: Path, answer: str, code: int) -> None:
+    child, terminal = os.openpty()
+    command = [*COMMAND, "anchor", "revoke", "first", *WRITE, "--reason", "lost"]
+    with subprocess.Popen(
+        command, cwd=folder, stdin=terminal, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        os.write(child, f"{answer}\n".encode())
+        assert process.stderr is not None
+        asked = process.stderr.read()
+    os.close(child)
+    os.close(terminal)
+    assert "Revoke " in asked and "[y/N]" in asked
+    assert process.returncode == code
+    assert run_here(folder, "anchor", "verify", "first", *COMMON).returncode == 1 - code
+
+
 def test_by_digest_and_told_to_the_database(folder: Path) -> None:
     pytest.importorskip("sqlalchemy", reason="needs SQLAlchemy; the extra [registry] brings it")
     assert run_here(folder, "registry", "sync", *COMMON).returncode == 0
     digest = json.loads(run_here(folder, "anchor", "show", "first").stdout)["digest"]
     ended = run_here(
-        folder, "anchor", "revoke", digest, *WRITE, "--reason", "lost", "--database", "registry.db"
+        folder, "anchor", "revoke", digest, *WRITE, "--reason", "lost", "--yes", "--database", "registry.db"
     )
     assert ended.returncode == 0, ended.stderr
     shown = json.loads(run_here(folder, "registry", "show", digest, "--json").stdout)
@@ -59,7 +88,16 @@ def test_by_digest_and_told_to_the_database(folder: Path) -> None:
 def test_a_database_that_cannot_be_told_does_not_undo_the_revocation(folder: Path) -> None:
     pytest.importorskip("sqlalchemy", reason="needs SQLAlchemy; the extra [registry] brings it")
     ended = run_here(
-        folder, "anchor", "revoke", "first", *WRITE, "--reason", "lost", "--database", "nowhere/registry.db"
+        folder,
+        "anchor",
+        "revoke",
+        "first",
+        *WRITE,
+        "--reason",
+        "lost",
+        "--yes",
+        "--database",
+        "nowhere/registry.db",
     )
     assert ended.returncode == 0
     assert "it is in the log" in ended.stderr
@@ -69,7 +107,7 @@ def test_a_database_that_cannot_be_told_does_not_undo_the_revocation(folder: Pat
 def test_what_is_unknown_is_revoked_and_twice_is_refused(folder: Path) -> None:
     """A key that leaked may have signed what nobody has registered yet."""
     for code in (0, 1):
-        ended = run_here(folder, "anchor", "revoke", "ab" * 32, *WRITE, "--reason", "leaked")
+        ended = run_here(folder, "anchor", "revoke", "ab" * 32, *WRITE, "--reason", "leaked", "--yes")
         assert ended.returncode == code, ended.stderr
 
 
