@@ -138,8 +138,8 @@ def _first_label_only(content: Any) -> tuple[str, ...]:
     return purposes[:1] if isinstance(content, Endorsement) else purposes
 
 
-def _no_endorsement_of_own(artifact: Any, rule: Any, standing: Any) -> None:
-    _CHECK_OWN(artifact, rule, None)
+def _no_endorsement_of_own(artifact: Any, policy: Any, standing: Any) -> None:
+    _CHECK_OWN(artifact, policy, None)
 
 
 def _known_key_ids(envelope: Any, trusted: Any) -> frozenset[str]:
