@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 
 from fieldprint.anchor.artifact import AnchorArtifact, FieldprintRecord, format_time
 from fieldprint.anchor.dsse import Envelope, valid_signers
-from fieldprint.anchor.policy import KindRule, Policy
+from fieldprint.anchor.policy import Policy
 from fieldprint.anchor.sign import PAYLOAD_TYPE
 from fieldprint.anchor.statements import Registration
 from fieldprint.commit.leaf import Commitment, request_digest, text_digest, tokens_digest
@@ -105,7 +105,7 @@ def verify_anchor(
         raise VerificationError(7, f"the anchor has {longest} tokens, the policy allows {rule.max_tokens}")
     digest = artifact.digest
     standing = None if registry is None else registry.standing(digest, artifact.kind, now)
-    _check_own_taint(artifact, rule, standing)
+    _check_own_taint(artifact, policy, standing)
     if standing is not None:
         _check_not_replaced(standing)
     record = None if model is None else artifact.record_for(model)
@@ -116,7 +116,7 @@ def verify_anchor(
             remedy="Sign the anchor again with --model of this folder, or use the model that it was signed for",
         )
     if standing is not None:
-        _check_registered(artifact, rule, standing)
+        _check_registered(artifact, policy, standing)
     if model is not None and rule.models and model not in rule.models:
         raise VerificationError(
             14, f"the policy allows no {artifact.kind} anchor with the model {model[:16]}..."
@@ -148,17 +148,20 @@ def _read_artifact(signed: bytes) -> tuple[Envelope, AnchorArtifact]:
     return envelope, artifact
 
 
-def _check_own_taint(artifact: AnchorArtifact, rule: KindRule, standing: Standing | None) -> None:
-    """Check 5. Who has no registry knows of no endorsement."""
-    endorsed: set[str] = set()
+def _check_own_taint(artifact: AnchorArtifact, policy: Policy, standing: Standing | None) -> None:
+    """Check 5. Who has no registry knows of no endorsement, and a registry of none of what is not registered."""
+    forbidden = set(artifact.taint).intersection(policy.kinds[artifact.kind].forbidden_taint)
+    known = (
+        "Endorsements are known only with the log" if standing is None else "It counts when it is registered"
+    )
     if standing is not None and standing.registration is not None:
-        endorsed = set(standing.registration.taint) - standing.taint
-    forbidden = sorted(set(artifact.taint).intersection(rule.forbidden_taint) - endorsed)
+        forbidden -= set(standing.registration.taint) - standing.taint
     if forbidden:
+        labels = sorted(forbidden)
         raise VerificationError(
             5,
-            f"the anchor is tainted: {', '.join(forbidden)}",
-            remedy="It needs an endorsement of these labels, and the log that holds it",
+            f"the anchor is tainted: {', '.join(labels)}",
+            remedy=f"{policy.endorsing(artifact.digest, labels)}. {known}",
         )
 
 
@@ -179,7 +182,7 @@ def _check_not_replaced(standing: Standing) -> None:
         )
 
 
-def _check_registered(artifact: AnchorArtifact, rule: KindRule, standing: Standing) -> None:
+def _check_registered(artifact: AnchorArtifact, policy: Policy, standing: Standing) -> None:
     """Checks 11 to 13."""
     try:
         expected = Registration.of(artifact)
@@ -194,12 +197,12 @@ def _check_registered(artifact: AnchorArtifact, rule: KindRule, standing: Standi
             else "its registration in the log says something else than the anchor",
             remedy="fieldprint anchor register FILE" if unknown else "Revoke it, and sign a new one",
         )
-    forbidden = sorted(standing.taint.intersection(rule.forbidden_taint))
+    forbidden = sorted(standing.taint.intersection(policy.kinds[artifact.kind].forbidden_taint))
     if forbidden:
         raise VerificationError(
             12,
             f"the anchor is tainted by what it comes from: {', '.join(forbidden)}",
-            remedy="It needs an endorsement of these labels",
+            remedy=policy.endorsing(artifact.digest, forbidden),
         )
     if standing.revoked_ancestor is not None:
         raise VerificationError(

@@ -142,7 +142,12 @@ def test_a_label_of_its_own_is_endorsed_away_in_the_registry_only() -> None:
     assert with_registry(registered(tainted), policy=lenient) == 5
     hidden = replace(Registration.of(tainted), taint=())
     assert with_registry(registration_entry(sign_statement(hidden, [OWNER]))) == 5
-    assert refused(lambda: verify_anchor(signed, POLICY, now=NOW, registry=None, model=MODEL)) == 5
+    with pytest.raises(VerificationError, match=f"endorse {tainted.digest} --label untrusted") as caught:
+        verify_anchor(signed, POLICY, now=NOW, registry=None, model=MODEL)
+    assert caught.value.check == 5
+    strict = replace(POLICY, endorsement={})
+    with pytest.raises(VerificationError, match="lets nobody endorse untrusted"):
+        verify_anchor(signed, strict, now=NOW, registry=None, model=MODEL)
 
 
 @settings(max_examples=300, deadline=None)

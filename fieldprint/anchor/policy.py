@@ -48,7 +48,7 @@ Then nobody endorses, nobody overrides, no status root is asked for, nobody sign
 import base64
 import json
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -249,6 +249,14 @@ class Policy:
     def signer_rules(self) -> Mapping[str, SignerRule]:
         """Who signs what, by purpose: `kind K`, `revocation`, `endorsement L`, `override`, `status`."""
         return self._rules
+
+    def endorsing(self, anchor: str, labels: Sequence[str]) -> str:
+        """What can be done about an anchor's labels that its kind forbids: the command, or that nobody may endorse them."""
+        nobody = [label for label in labels if label not in self.endorsement]
+        if nobody:
+            return f"The policy lets nobody endorse {', '.join(nobody)}: it has no table [endorsement.{nobody[0]}]"
+        options = " ".join(f"--label {label}" for label in labels)
+        return f"Have it endorsed: fieldprint anchor endorse {anchor} {options}"
 
     def trusted(self, names: tuple[str, ...] | None = None) -> dict[str, SignatureVerifier]:
         """Key id to what checks a signature, of these names or of all."""

@@ -250,7 +250,9 @@ class Registry:
         forbidden = sorted(self._lineage.taint_of(new).intersection(rule.forbidden_taint))
         if forbidden:
             raise EventError(
-                "forbidden-taint", f"its taint holds {', '.join(forbidden)}, which {new.kind} must not have"
+                "forbidden-taint",
+                f"its taint holds {', '.join(forbidden)}, which {new.kind} must not have",
+                remedy=self.policy.endorsing(new.anchor, forbidden),
             )
         self._lineage.add(index, new)
         return [new.anchor]

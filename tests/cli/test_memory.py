@@ -18,11 +18,6 @@ LINES = [
     {"text": "Income tax is due in April.", "kind": "assertion", "source": "owner"},
     {"text": "The deploy key is rotated every week."},
 ]
-ENDORSERS = """\
-[endorsement.untrusted]
-signers = ["owner", "second"]
-threshold = 2
-"""
 
 
 def asked(folder: Path, *arguments: str | Path) -> Any:
@@ -107,10 +102,8 @@ def test_a_packed_label_is_endorsed_away_by_the_threshold(folder: Path, model_fo
     for name in ("owner", "second", "log"):
         assert run_here(folder, "keys", "new", name).returncode == 0
     new = ("policy", "new", "policy.toml", "--signer", "keys/owner.pub", "--log-pub", "keys/log.pub")
-    assert run_here(folder, *new, "--status-signer", "keys/second.pub").returncode == 0
-    text = (folder / "policy.toml").read_text()
-    text = text[: text.index("[status]")] + ENDORSERS
-    (folder / "policy.toml").write_text(text)
+    endorsers = ("--endorser", "keys/owner.pub", "--endorser", "keys/second.pub")
+    assert run_here(folder, *new, *endorsers).returncode == 0
     assert run_here(folder, "log", "new", "log", "--log-key", "keys/log.key").returncode == 0
     trusted = ("--policy", "policy.toml", "--log", "log")
     write, owner = (*trusted, "--log-key", "keys/log.key"), ("--key", "keys/owner.key")
@@ -118,7 +111,8 @@ def test_a_packed_label_is_endorsed_away_by_the_threshold(folder: Path, model_fo
     asked(folder, "add", "A page says that falcons are birds.", "--taint", "untrusted")
     packed = asked(folder, "pack", "falcons", "-k", "1", "--budget", "200", "--out", "c.json")
     assert packed["taint"] == ["untrusted"]
-    asked(folder, "sign", "c.json", *owner, "--out", "birds.json", "--model", model_folder)
+    signed = asked(folder, "sign", "c.json", *owner, "--out", "birds.json", "--model", model_folder)
+    digest = signed["anchor"]
     register = ("anchor", "register", "birds.json", *owner, *write)
     promote = ("promote", "birds.json", *trusted, "--model", model_folder)
     endorse = ("anchor", "endorse", "birds.json", "--label", "untrusted", "--reason", "read", "--yes", *write)
@@ -128,8 +122,11 @@ def test_a_packed_label_is_endorsed_away_by_the_threshold(folder: Path, model_fo
         assert ended.returncode == 1, ended.stdout
         return ended.stderr
 
-    assert "forbidden-taint" in refused(*register)
-    assert "check 5 failed" in refused(*promote)
+    told = refused(*register)
+    assert "forbidden-taint" in told
+    assert f"fieldprint anchor endorse {digest} --label untrusted" in told
+    told = refused(*promote)
+    assert "check 5 failed" in told and f"endorse {digest} --label untrusted" in told
     assert "1 of 2 needed signatures" in refused(*endorse, *owner)
     assert "forbidden-taint" in refused(*register)
     assert run_here(folder, *endorse, *owner, "--key", "keys/second.key").returncode == 0

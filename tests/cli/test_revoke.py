@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fieldprint.anchor import AnchorArtifact, Policy, load_private_key, sign_anchor
+from fieldprint.anchor import AnchorArtifact, Policy, SignerRule, load_private_key, sign_anchor
 from fieldprint.tlog import LogReader
 from tests.commands import COMMAND, make_policy_here, run_here
 
@@ -140,6 +140,27 @@ def test_a_second_revocation_brings_a_stale_database_up_to_date(folder: Path) ->
     failed = run_here(folder, *revoke, "--database", "nowhere/registry.db", "--json")
     assert failed.returncode == 1 and json.loads(failed.stdout)["synced"] is False
     assert "does not know it" in failed.stderr
+
+
+def test_policy_new_says_who_may_endorse(tmp_path: Path) -> None:
+    for name in ("owner", "second", "log"):
+        assert run_here(tmp_path, "keys", "new", name).returncode == 0
+    new = ("policy", "new", "--signer", "keys/owner.pub", "--log-pub", "keys/log.pub")
+    both = ("--endorser", "keys/owner.pub", "--endorser", "keys/second.pub")
+    made = {"all.toml": both, "one.toml": (*both, "--endorser-threshold", "1"), "none.toml": ()}
+    for file, options in made.items():
+        assert run_here(tmp_path, *new, file, *options).returncode == 0
+    rules = {file: Policy.from_bytes((tmp_path / file).read_bytes()).endorsement for file in made}
+    assert rules["all.toml"] == {"untrusted": SignerRule(("owner", "second"), 2)}
+    assert rules["one.toml"] == {"untrusted": SignerRule(("owner", "second"), 1)}
+    assert rules["none.toml"] == {}
+    assert run_here(tmp_path, *new, "x", "--endorser-threshold", "1").returncode == 2
+    assert run_here(tmp_path, *new, "x", *both, "--endorser-threshold", "3").returncode == 1
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy/owner.pub").write_bytes((tmp_path / "keys/second.pub").read_bytes())
+    ended = run_here(tmp_path, *new, "x", "--endorser", "copy/owner.pub")
+    assert ended.returncode == 2 and "the same name" in ended.stderr
+    assert not (tmp_path / "x").exists()
 
 
 def test_policy_show_says_who_may_do_what(folder: Path) -> None:
