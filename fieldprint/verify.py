@@ -73,6 +73,7 @@ def verify_anchor(
     14. If the rule names models and `model` is given: it is one of them.
     15. No override of it, of its kind or of everything is in force, neither a bypass nor a freeze.
     16. If the policy asks for status roots and there is no registry: `status` shows that it is not revoked.
+    17. A registry that is a database was filled under this policy.
 
     The anchor is not yet in memory; see `promote_anchor`.
 
@@ -80,8 +81,8 @@ def verify_anchor(
         signed: of `sign_anchor`.
         policy: whose signatures count.
         now: the time of the check, with a time zone.
-        registry: of `Registry.replay`, or a `RegistryDatabase`; None only where no log is at hand, and then 8, 9, 11 to 13
-            and 15 are not checked.
+        registry: of `Registry.replay`, or a `RegistryDatabase`; None only where no log is at hand, and then 8, 9, 11 to 13,
+            15 and 17 are not checked.
         model: hex digest of the model folder.
         status: of `prove_not_revoked`, for a verifier who does not replay the log; with a registry it is not looked at.
 
@@ -105,6 +106,8 @@ def verify_anchor(
         raise VerificationError(7, f"the anchor has {longest} tokens, the policy allows {rule.max_tokens}")
     digest = artifact.digest
     standing = None if registry is None else registry.standing(digest, artifact.kind, now)
+    if standing is not None:
+        _check_policy(standing, policy)
     _check_own_taint(artifact, policy, standing)
     if standing is not None:
         _check_not_replaced(standing)
@@ -146,6 +149,18 @@ def _read_artifact(signed: bytes) -> tuple[Envelope, AnchorArtifact]:
             2, error.what, remedy="Get the anchor's file from its signer again"
         ) from error
     return envelope, artifact
+
+
+def _check_policy(standing: Standing, policy: Policy) -> None:
+    """Check 17."""
+    if standing.policy is not None and standing.policy != policy.digest:
+        raise VerificationError(
+            17,
+            "the registry database was made with another policy"
+            if standing.policy
+            else "the registry database has read no log yet",
+            remedy="fieldprint registry sync, or rebuild if this is the right policy",
+        )
 
 
 def _check_own_taint(artifact: AnchorArtifact, policy: Policy, standing: Standing | None) -> None:

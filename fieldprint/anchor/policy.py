@@ -50,6 +50,7 @@ import json
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any, Literal, get_args
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -265,6 +266,11 @@ class Policy:
     def name_of(self, identifier: str) -> str:
         """The name of the key or identity with this id."""
         return next(name for name, (known, _) in self._loaded.items() if known == identifier)
+
+    @property
+    def digest(self) -> str:
+        """Hex SHA-256 of `to_bytes()`: equal policies have equal ones, however their files were written."""
+        return sha256(self.to_bytes()).hexdigest()
 
     def to_bytes(self) -> bytes:
         """The file; `from_bytes` is its inverse."""

@@ -57,6 +57,7 @@ class Standing:
 
     registration, taint, revoked_ancestor: of its record; None and empty if it is not registered. revocation: whether
     registered or not. newer: who superseded it for its kind. override: in force on it, its kind or everything.
+    policy: digest of the one that a database was filled under, "" before that; None where the caller replayed with his own.
     """
 
     registration: Registration | None
@@ -65,6 +66,7 @@ class Standing:
     revocation: Revocation | None
     newer: str | None
     override: Override | None
+    policy: str | None = None
 
 
 class RegistryView(Protocol):

@@ -100,7 +100,7 @@ OF_NAME = {
 }  # fmt: skip
 OF_CHECK = {
     3: "rules", 4: "authority", 5: "rules", 6: "rules", 7: "rules", 8: "finality", 9: "finality", 10: "rules",
-    11: "rules", 12: "rules", 13: "finality", 14: "rules", 15: "door", 16: "status",
+    11: "rules", 12: "rules", 13: "finality", 14: "rules", 15: "door", 16: "status", 17: "rules",
 }  # fmt: skip
 
 
@@ -119,6 +119,16 @@ class Signed:
     artifact: AnchorArtifact
     keys: Keys
     data: bytes
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The registry as a database gives it."""
+
+    registry: Any
+
+    def standing(self, anchor: str, kind: str, now: datetime) -> Any:
+        return replace(self.registry.standing(anchor, kind, now), policy=POLICY_OF_ALL.digest)
 
 
 def _sign(artifact: AnchorArtifact, keys: Keys, right: Keys) -> Signed:
@@ -373,6 +383,8 @@ class Anchors(RuleBasedStateMachine):
             self.step()
             chosen = self._pick(one)
             self.verify(chosen, model, policy=STRICT)
+            self.verify(chosen, model, policy=STRICT, stored=True)
+            self.verify(chosen, model, stored=True)
             self.verify(chosen, model, policy=STRICT, with_registry=False)
             self.verify(chosen, model, with_registry=False)
 
@@ -436,12 +448,15 @@ class Anchors(RuleBasedStateMachine):
         for one in self.signed:
             self.verify(one, MODEL)
 
-    def verify(self, one: Signed, model: str | None, *, policy: Any = POLICY_OF_ALL, with_registry: bool = True) -> None:  # fmt: skip
+    def verify(self, one: Signed, model: str | None, *, policy: Any = POLICY_OF_ALL, with_registry: bool = True, stored: bool = False) -> None:  # fmt: skip
+        """stored: as in a database, which says under which policy it was filled."""
         artifact = one.artifact
         failed = self.truth.failed_checks(
             artifact, one.keys, policy=policy, now=self.now, model=model, with_registry=with_registry
         )
-        registry = self.registry if with_registry else None
+        failed |= {17} if stored and policy != POLICY_OF_ALL else set()
+        view = Stored(self.registry) if stored else self.registry
+        registry = view if with_registry else None
         check = self._guard(lambda: _check_of(one.data, policy, self.now, registry, model))
         if check == 0:
             if artifact.kind in ("identity", "policy") and with_registry:

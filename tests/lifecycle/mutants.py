@@ -26,7 +26,7 @@ SOURCES: tuple[tuple[ModuleType, str | None, tuple[str, ...]], ...] = (
         verify,
         None,
         (
-            "verify_anchor", "_check_own_taint", "_check_time", "_check_not_replaced", "_check_registered",
+            "verify_anchor", "_check_policy", "_check_own_taint", "_check_time", "_check_not_replaced", "_check_registered",
             "_check_no_override", "_check_status",
         ),
     ),
