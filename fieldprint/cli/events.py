@@ -26,7 +26,7 @@ from fieldprint.cli.options import (
 from fieldprint.cli.output import print_result
 
 if TYPE_CHECKING:
-    from fieldprint.anchor import Policy
+    from fieldprint.anchor import AnchorArtifact, Policy
     from fieldprint.registry import Registry
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -64,13 +64,15 @@ def append_made(place: Place, make: "Callable[[Registry, Policy], bytes]") -> tu
 
 def anchor_digest(anchor: str) -> str:
     """The digest that is given, or that of the signed anchor in a file."""
+    return anchor if DIGEST.fullmatch(anchor) else _read_anchor(anchor).digest
+
+
+def _read_anchor(file: str) -> "AnchorArtifact":
     from fieldprint.anchor import AnchorArtifact, Envelope
 
-    if DIGEST.fullmatch(anchor):
-        return anchor
-    if not Path(anchor).exists():
-        raise typer.BadParameter(f"{anchor} is no file, and no digest, which has 64 hex digits")
-    return AnchorArtifact.from_bytes(Envelope.from_bytes(read_input(Path(anchor))).payload).digest
+    if not Path(file).exists():
+        raise typer.BadParameter(f"{file} is no file, and no digest, which has 64 hex digits")
+    return AnchorArtifact.from_bytes(Envelope.from_bytes(read_input(Path(file))).payload)
 
 
 def _tell(place: Place, entry: bytes, what: str, dry_run: bool, yes: bool, as_json: bool) -> None:
@@ -120,11 +122,31 @@ def anchor_endorse(
     from fieldprint.registry import event_entry
 
     digest, labels = anchor_digest(anchor), tuple(sorted(set(label)))
+    _check_labels(anchor, labels, open_registry(log, open_policy(policy)))
     now = datetime.now(UTC).replace(microsecond=0)
     made = Endorsement(digest, labels, reason, now)
     entry = event_entry("endorse", sign_statement(made, open_signers(key, passphrase_file)))
     place = Place(policy, log, log_key, last_signed, quorum)
     _tell(place, entry, f"endorse {digest[:16]} against {', '.join(labels)}", dry_run, yes, as_json)
+
+
+def _check_labels(anchor: str, labels: tuple[str, ...], registry: "Registry") -> None:
+    """Refuse labels that the anchor does not have, before anybody signs; of a digest alone it may not be known."""
+    from fieldprint.anchor import Registration
+    from fieldprint.registry import EventError
+
+    if DIGEST.fullmatch(anchor):
+        record = registry.anchors.get(anchor)
+        registration = None if record is None else record.registration
+    else:
+        registration = Registration.of(_read_anchor(anchor))
+    try:
+        missing = [] if registration is None else sorted(set(labels) - registry.taint_of(registration))
+    except EventError:  # a parent is not registered yet
+        return
+    if missing:
+        what = f"the anchor does not have {', '.join(missing)}, or has it no more"
+        raise EventError("label", what, remedy="Nothing was signed")
 
 
 def anchor_supersede(

@@ -118,13 +118,18 @@ def test_a_tainted_anchor_is_endorsed_first(folder: Path) -> None:
     assert "forbidden-taint" in refused(folder, "anchor", "register", "web.json", *OWN)
     endorse = ("anchor", "endorse", "web.json", "--reason", "read", *OWN)
     before = size(folder)
-    assert "no-rule" in refused(folder, *endorse, "--label", "web", "--yes")
-    assert "no-rule" in refused(folder, *endorse, "--label", "web", "--dry-run")
+    assert "does not have web" in refused(folder, *endorse, "--label", "web", "--key", "keys/none.key")
+    assert "does not have web" in refused(folder, *endorse, "--label", "web", "--dry-run")
+    unknown = ("anchor", "endorse", "ab" * 32, "--reason", "read", *OWN, "--label", "web")
+    assert "no-rule" in refused(folder, *unknown, "--dry-run")
     assert size(folder) == before
     assert done(folder, *endorse, "--label", "untrusted", "--yes")["index"] == before
     verify = ("anchor", "verify", "web.json")
     assert "check 5 failed" in refused(folder, *verify, *READ)  # not registered yet
     said(folder, "anchor", "register", "web.json", *OWN)
+    for named in ("web.json", artifact("web", taint=("untrusted",)).digest):
+        again = ("anchor", "endorse", named, "--reason", "read", *OWN, "--label", "untrusted", "--yes")
+        assert "has it no more" in refused(folder, *again)
     done(folder, "registry", "sync", *READ)
     shown = done(folder, "registry", "show", artifact("web", taint=("untrusted",)).digest)
     assert (shown["taint"], shown["own_taint"], shown["endorsed"]) == ([], ["untrusted"], ["untrusted"])

@@ -94,7 +94,7 @@ OF_NAME = {
     "signatures": "authority", "no-rule": "authority",
     "already-registered": "finality", "revoked": "finality", "superseded": "finality", "parent-revoked": "finality",
     "parent-unknown": "rules", "unknown-anchor": "rules", "differs": "rules", "kind": "rules", "model": "rules",
-    "validity": "rules", "forbidden-taint": "rules",
+    "validity": "rules", "forbidden-taint": "rules", "label": "rules",
     "number": "door", "not-in-force": "door",
     "size": "status", "count": "status", "root": "status",
 }  # fmt: skip

@@ -20,7 +20,7 @@ SOURCES: tuple[tuple[ModuleType, str | None, tuple[str, ...]], ...] = (
     (
         state,
         "Registry",
-        ("_believe", "_register", "_usable", "_promote", "_supersede", "_revoke", "_override", "_status"),
+        ("_believe", "_register", "_usable", "_promote", "_supersede", "_revoke", "_endorse", "_override", "_status"),
     ),
     (
         verify,

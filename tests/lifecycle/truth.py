@@ -148,8 +148,10 @@ class Truth:
                 found |= self._of_promotion(new)
             case Supersession() as new:
                 found |= self._of_supersession(new)
-            case Endorsement(anchor=anchor):
+            case Endorsement(anchor=anchor, labels=labels):
                 found |= {"revoked"} if anchor in self.revoked else set()
+                made = self.registered.get(anchor)
+                found |= {"label"} if made and set(labels) - self.taint(made) else set()
             case Revocation(anchor=anchor):
                 found |= {"revoked"} if anchor in self.revoked else set()
             case Override(number=number):

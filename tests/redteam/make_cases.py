@@ -161,7 +161,7 @@ def drifting() -> list[Case]:
         apply("drift into policy", "the same become a rule", turns, sign(R(rule)), "forbidden-taint"),
         apply("drift with its lineage dropped", "the last turn's words are signed as identity, without a parent", turns, sign(R(same)), "forbidden-taint"),
         apply("drift with one of two endorsers", "one of the two who must read it endorses the end of the drift", turns, endorse(R(last), "untrusted", keys=(OWNER,)), "signatures"),
-        apply("drift with another label endorsed", "the end of the drift is endorsed for a label that it does not have", [*turns, endorse(R(last), "web")], sign(R(heir)), "forbidden-taint"),
+        apply("drift with another label endorsed", "the end of the drift is endorsed for a label that it does not have", turns, endorse(R(last), "web"), "label"),
         apply("drift whose page is gone", "the page that began it is revoked, and the end is promoted", [*turns, revoke(R(drift(1)[1]))], promote(R(last)), "parent-revoked"),
         apply("drift from a revoked middle", "turn 249 is revoked, and the end becomes a parent", [*turns, revoke(middle)], sign(R(artifact("next", parents=[last.digest]))), "parent-revoked"),
         apply("drift with two parents, one endorsed", "turn 1 was endorsed, but the identity also comes from the page", [*turns, endorse(early, "untrusted")], sign(R(artifact("me", "identity", "Falcon.", parents=[early.anchor, drift(1)[1].digest]))), "forbidden-taint"),
