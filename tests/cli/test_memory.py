@@ -67,7 +67,7 @@ def test_derive_label_show_delete(folder: Path) -> None:
     assert run_here(folder, "memory", "delete", short).returncode == 2  # nobody said yes
     asked(folder, "delete", short, "--yes")
     ended = run_here(folder, "memory", "show", short)
-    assert ended.returncode == 1 and "there is no memory" in ended.stderr
+    assert ended.returncode == 1 and f"memory {first['id'][:16]} was deleted" in ended.stderr
 
 
 def test_pack_and_sign(folder: Path, model_folder: Path) -> None:

@@ -175,7 +175,11 @@ def test_status_signs_and_proves(folder: Path) -> None:
     assert "revoked" in refused(folder, *status, "--prove", digest)
     assert "since the last status root" in refused(folder, *status, "--prove", artifact("old").digest)
     assert done(folder, *signed)["last"]["count"] == 1
-    assert "not revoked" in said(folder, *status, "--prove", artifact("old").digest)
+    shown = run_here(folder, *status, "--prove", artifact("old").digest)
+    assert "not revoked" in shown.stderr
+    assert StatusProof.from_bytes(shown.stdout.encode()).to_bytes() == shown.stdout.encode()
+    found = done(folder, *status, "--prove", artifact("old").digest)
+    assert StatusProof.from_bytes(found["proof"].encode()).to_bytes() == shown.stdout.encode()
     assert run_here(folder, *status, "--key", "keys/owner.key").returncode == 2
     misspelt = run_here(folder, *status, "--prove", "abc")
     assert misspelt.returncode == 2
