@@ -33,7 +33,7 @@ from fieldprint.kvcache import PagePool
 from fieldprint.promote import Fieldprint, PinnedAnchor, compute_fieldprint, promote_anchor
 from fieldprint.registry import Promotion, Registry
 from fieldprint.registry.gate import AnchorGate, GatedAnchor, Unwatched, Watched
-from fieldprint.registry.orders import OrdersFile, record_orders
+from fieldprint.registry.orders import OrdersFile, Recorded, record_orders
 from fieldprint.tlog import LogReader, LogWriter
 from fieldprint.verify import VerifiedAnchor, verify_anchor
 
@@ -85,6 +85,7 @@ def run(
     name: str = "engine",
     registry: Watched | None = None,
     orders: OrdersFile | None = None,
+    on_refused: Callable[[str], None] | None = None,
 ) -> list[Answer]:
     """Answers to `requests`, generated under the signed anchor, every page committed to `log`.
 
@@ -107,6 +108,7 @@ def run(
         name: of this engine, for orders of the scope `engine`.
         registry: watched for revocations and overrides while generating, besides the log at the beginning.
         orders: a file of overrides and lifts, or None.
+        on_refused: called with each order of the file that the log does not believe, in words; it holds here all the same.
 
     Raises:
         VerificationError: the anchor is not what the policy asks for, or the gate rules that nothing is generated (check 15).
@@ -115,10 +117,8 @@ def run(
     settings = settings or EngineSettings()
     attention = attention or AttentionSettings()
     reader = LogReader(log.source, [policy.log_key])
-    if orders is None:
-        known = Registry.replay(reader.entries(), policy)
-    else:
-        known = record_orders(orders, log, policy).registry
+    recorded = _recorded(orders, log, policy, on_refused)
+    known = Registry.replay(reader.entries(), policy) if recorded is None else recorded.registry
     artifact, verified, left = _admitted(signed, policy, now, known, model.digest)
     gate = gate_of(policy, artifact, name=name, registry=registry or Unwatched(known), orders=orders)
     verified = _let_in(gate, verified, left, requests, on_event)
@@ -144,10 +144,27 @@ def run(
             if on_event is not None:
                 on_event(event)
     if orders is not None and orders.broken is None and _ordered(results.values()):
-        record_orders(orders, log, policy)  # what came while it was generating
+        _recorded(orders, log, policy, on_refused, recorded)  # what came while it was generating
     reader.refresh()
     used = None if pinned is None else signed
     return [answer_of(results[i], reader, used) for i in range(len(requests))]
+
+
+def _recorded(
+    orders: OrdersFile | None,
+    log: LogWriter,
+    policy: Policy,
+    on_refused: Callable[[str], None] | None,
+    before: Recorded | None = None,
+) -> Recorded | None:
+    """What became of the file's orders in the log; what it refused and was not told `before` is told."""
+    if orders is None:
+        return None
+    recorded = record_orders(orders, log, policy)
+    if on_refused is not None:
+        for why in recorded.refused[0 if before is None else len(before.refused) :]:
+            on_refused(why)
+    return recorded
 
 
 def _admitted(

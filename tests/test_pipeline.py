@@ -69,6 +69,7 @@ def answers(
     log: LogWriter,
     orders: OrdersFile,
     operator: Operator | None,
+    refused: list[str] | None = None,
 ) -> list[Answer]:
     prompt = tuple(model.chat_tokens("Where do you live?"))
     return run(
@@ -80,6 +81,7 @@ def answers(
         now=NOW,
         orders=orders,
         on_event=operator,
+        on_refused=None if refused is None else refused.append,
     )
 
 
@@ -149,6 +151,23 @@ def test_a_freeze_of_an_anchor_holds_where_the_anchor_was_bypassed_before(
     for answer in answers(model, artifact, log, orders, operator):
         assert (answer.result.reason, answer.before) == ("frozen", None)
         assert 0 < len(answer.result.tokens) < 50
+
+
+def test_what_the_log_refuses_of_the_orders_is_told_once(
+    model: LoadedModel, artifact: AnchorArtifact, log: LogWriter, tmp_path: Path
+) -> None:
+    """Another file brought greater numbers into the log before; the orders of this one hold all the same."""
+    log.append([override(9, "engine", "another")])
+    orders = OrdersFile(tmp_path / "orders", POLICY)
+    orders.append(override(7, "engine", "elsewhere"))
+    operator = Operator(orders, 21, override(8, "engine", "engine"))
+    refused: list[str] = []
+    for answer in answers(model, artifact, log, orders, operator, refused):
+        assert answer.result.reason == "frozen"
+    assert [why for why in refused if "number is 7" in why] == refused[:1]
+    assert [why for why in refused if "number is 8" in why] == refused[1:]
+    assert len(refused) == 2
+    assert list(registry_of(log).overrides) == [9]
 
 
 def test_a_damaged_file_of_orders_stops_it_and_loses_no_answer(

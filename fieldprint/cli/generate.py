@@ -160,6 +160,7 @@ def generate(
     interrupt = threading.Event()
     before = signal.signal(signal.SIGINT, _interrupter(interrupt))
     progress = _observer(stream, as_json, loaded.decode, prompt)
+    refused: list[str] = []  # orders of the file, by the log
     left: dict[int, str] = {}  # of each request that went without its anchor, why
     started = time.perf_counter()
     try:
@@ -183,6 +184,7 @@ def generate(
                 name=engine,
                 registry=watched,
                 orders=None if orders is None else OrdersFile(orders, trusted),
+                on_refused=_warning(refused),
             )
     finally:
         signal.signal(signal.SIGINT, before)
@@ -207,7 +209,8 @@ def generate(
     if as_json:
         report: dict[str, object] = {"event": "report"} if stream else {}
         report |= {"answers": rows, "seconds": seconds, "tokens_per_second": total / seconds}
-        print_result(report | {"warning": cosigner.shortfall or None}, True, "")
+        warning = "; ".join(filter(None, [*refused, cosigner.shortfall]))
+        print_result(report | {"warning": warning or None}, True, "")
     else:
         for row in rows:
             typer.echo(
@@ -237,6 +240,16 @@ def _noting(left: dict[int, str], then: "Callable[[Event], None]") -> "Callable[
         then(event)
 
     return note
+
+
+def _warning(said: list[str]) -> Callable[[str], None]:
+    """What warns at once, and keeps in `said` what it warned of."""
+
+    def tell(text: str) -> None:
+        said.append(text)
+        warn(text)
+
+    return tell
 
 
 @contextmanager

@@ -205,3 +205,10 @@ def test_an_engine_that_looks_at_the_file_is_frozen_bypassed_and_restored(
     ended = run_here(folder, *generate)
     assert "[without the anchor: " in ended.stdout
     assert "it leaks" in ended.stdout
+    other = ("--key", "keys/warden.key", *POLICY, "--orders", "other", *LOG)
+    ordered(folder, "freeze", *other, "--engine", "north", "--reason", "x", "--number", str(2**52))
+    ordered(folder, "bypass", *WARDEN, "--engine", "south", "--reason", "y")
+    ended = run_here(folder, *generate, "--json")
+    assert ended.returncode == 0, ended.stderr
+    assert "warning: the log refuses an order" in ended.stderr
+    assert "the log refuses an order" in json.loads(ended.stdout)["warning"]
