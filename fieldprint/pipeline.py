@@ -32,7 +32,7 @@ from fieldprint.generate.gate import without_anchor
 from fieldprint.kvcache import PagePool
 from fieldprint.promote import Fieldprint, PinnedAnchor, compute_fieldprint, promote_anchor
 from fieldprint.registry import Promotion, Registry
-from fieldprint.registry.gate import AnchorGate, GatedAnchor, Unwatched, Watched
+from fieldprint.registry.gate import GRACE, AnchorGate, GatedAnchor, Unwatched, Watched
 from fieldprint.registry.orders import OrdersFile, Recorded, record_orders
 from fieldprint.tlog import LogReader, LogWriter
 from fieldprint.verify import VerifiedAnchor, verify_anchor
@@ -86,6 +86,7 @@ def run(
     registry: Watched | None = None,
     orders: OrdersFile | None = None,
     on_refused: Callable[[str], None] | None = None,
+    grace: float = GRACE,
 ) -> list[Answer]:
     """Answers to `requests`, generated under the signed anchor, every page committed to `log`.
 
@@ -109,6 +110,7 @@ def run(
         registry: watched for revocations and overrides while generating, besides the log at the beginning.
         orders: a file of overrides and lifts, or None.
         on_refused: called with each order of the file that the log does not believe, in words; it holds here all the same.
+        grace: seconds for which it goes on while the watched registry cannot be reached.
 
     Raises:
         VerificationError: the anchor is not what the policy asks for, or the gate rules that nothing is generated (check 15).
@@ -120,7 +122,9 @@ def run(
     recorded = _recorded(orders, log, policy, on_refused)
     known = Registry.replay(reader.entries(), policy) if recorded is None else recorded.registry
     artifact, verified, left = _admitted(signed, policy, now, known, model.digest)
-    gate = gate_of(policy, artifact, name=name, registry=registry or Unwatched(known), orders=orders)
+    gate = gate_of(
+        policy, artifact, name=name, registry=registry or Unwatched(known), orders=orders, grace=grace
+    )
     verified = _let_in(gate, verified, left, requests, on_event)
     pool = page_pool(model.decoder, requests, attention, settings, verified, device=device)
     pinned = None
@@ -230,12 +234,13 @@ def gate_of(
     name: str,
     registry: Watched | None,
     orders: OrdersFile | None,
+    grace: float = GRACE,
 ) -> AnchorGate:
     """The gate of an engine that uses this anchor, or none; one that is bypassed can still be frozen."""
     used = None
     if artifact is not None:
         used = GatedAnchor(artifact.digest, artifact.kind, artifact.not_after)
-    return AnchorGate(policy, used, engine=name, registry=registry, orders=orders)
+    return AnchorGate(policy, used, engine=name, registry=registry, orders=orders, grace=grace)
 
 
 def answer_of(result: GenerationResult, reader: LogReader, signed: bytes | None) -> Answer:

@@ -285,6 +285,8 @@ def test_ctrl_c_commits_what_is_there(folder: Path) -> None:
         (("promote", "a.json", *COMMON, "--fieldprint", "text.txt"), 1, "not a fieldprint file"),
         (("promote", "a.json", *COMMON, "--fieldprint", "cut.fp"), 1, "not a fieldprint file"),
         (("anchor", "verify", "a.json", "--policy", "two.toml"), 1, "check 4 failed: 1 of 2 needed"),
+        (("generate", "hi", *WRITE, "--grace", "5"), 2, "--database"),
+        (("generate", "hi", *WRITE, "--grace", "-1", "--database", "x"), 2, "--grace"),
         (("generate", "hi", "--anchor", "cut.json", *WRITE), 1, "check 1 failed"),
         (("generate", "hi", "--anchor", "stolen.json", *WRITE), 1, "check 4 failed"),
         (("generate", "hi", "--anchor", "expired.json", *WRITE), 1, "check 6 failed: the anchor expired"),

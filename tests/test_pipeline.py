@@ -24,6 +24,7 @@ from tests.registry.world import LOG, OWNER, SECOND, lift, override, sign  # noq
 from tests.registry.world import POLICY as WITH_STATUS  # noqa: E402
 
 POLICY = replace(WITH_STATUS, status=None)  # a receipt is verified here without the log
+STOPPING = {kind: replace(rule, on_revoke="stop") for kind, rule in POLICY.kinds.items()}
 NOW = datetime.now(UTC).replace(microsecond=0)
 
 
@@ -168,6 +169,46 @@ def test_what_the_log_refuses_of_the_orders_is_told_once(
     assert [why for why in refused if "number is 8" in why] == refused[1:]
     assert len(refused) == 2
     assert list(registry_of(log).overrides) == [9]
+
+
+@pytest.mark.parametrize(("grace", "reason"), [(0.0, "registry-lost"), (3600.0, "length")])
+def test_an_engine_that_lost_its_database_goes_on_for_the_grace(
+    model: LoadedModel,
+    artifact: AnchorArtifact,
+    log: LogWriter,
+    tmp_path: Path,
+    grace: float,
+    reason: str,
+) -> None:
+    pytest.importorskip("sqlalchemy", reason="needs SQLAlchemy; the extra [registry] brings it")
+    from fieldprint.registry.database import RegistryDatabase
+    from fieldprint.registry.watched import WatchedDatabase
+
+    file, policy = tmp_path / "registry.db", replace(POLICY, kinds=STOPPING)
+    with RegistryDatabase(str(file), create=True) as database:
+        database.sync(LogReader(log.source, [POLICY.log_key]), policy)
+    seen = 0
+
+    def lose(event: Event) -> None:
+        nonlocal seen
+        seen += isinstance(event, Provisional)
+        if seen == 5:
+            file.unlink(missing_ok=True)
+
+    with WatchedDatabase(str(file), policy) as watched:
+        (answer,) = run(
+            [GenerationRequest(tuple(model.chat_tokens("Where do you live?")), 30)],
+            model=model,
+            signed=sign_anchor(artifact, [OWNER, SECOND]),
+            policy=policy,
+            log=log,
+            now=NOW,
+            on_event=lose,
+            registry=watched,
+            grace=grace,
+        )
+    assert answer.result.reason == reason
+    assert (len(answer.result.tokens) == 30) == (reason == "length")
 
 
 def test_a_damaged_file_of_orders_stops_it_and_loses_no_answer(

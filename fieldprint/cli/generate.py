@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from fieldprint.pipeline import Answer
     from fieldprint.registry.watched import WatchedDatabase
 
+DAY = 86_400.0  # seconds
+
 
 def promote(
     file: Annotated[Path, typer.Argument(help="The signed anchor.")],
@@ -118,6 +120,15 @@ def generate(
             help="The registry's database (a file, or PostgreSQL's URL), watched for revocations and overrides; without it the log is asked once, at the beginning.",
         ),
     ] = None,
+    grace: Annotated[
+        float | None,
+        typer.Option(
+            "--grace",
+            min=0,
+            max=DAY,
+            help="Seconds to go on while --database cannot be reached; 60, if not given.",
+        ),
+    ] = None,
     orders: OrdersPlace = None,
     last_signed: LastSignedFile = None,
     quorum: QuorumFile = None,
@@ -133,7 +144,11 @@ def generate(
     """Generate under a pinned anchor; every page is committed before it is final. Ctrl-C ends and commits."""
     from fieldprint.generate import AttentionSettings, GenerationRequest, Sampler
     from fieldprint.pipeline import run
+    from fieldprint.registry.gate import GRACE
     from fieldprint.registry.orders import OrdersFile
+
+    if grace is not None and registry is None:
+        raise typer.BadParameter("--grace belongs to --database, which is what may be out of reach")
 
     trusted = open_policy(policy)
     signed = None if anchor_file is None else read_input(anchor_file)
@@ -185,6 +200,7 @@ def generate(
                 registry=watched,
                 orders=None if orders is None else OrdersFile(orders, trusted),
                 on_refused=_warning(refused),
+                grace=GRACE if grace is None else grace,
             )
     finally:
         signal.signal(signal.SIGINT, before)
