@@ -131,6 +131,7 @@ class Policy:
         default_factory=dict, init=False, repr=False, compare=False
     )
     _rules: dict[str, SignerRule] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _digest: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         VerifierKey.parse(self.log)
@@ -270,7 +271,9 @@ class Policy:
     @property
     def digest(self) -> str:
         """Hex SHA-256 of `to_bytes()`: equal policies have equal ones, however their files were written."""
-        return sha256(self.to_bytes()).hexdigest()
+        if not self._digest:
+            self._digest.append(sha256(self.to_bytes()).hexdigest())
+        return self._digest[0]
 
     def to_bytes(self) -> bytes:
         """The file; `from_bytes` is its inverse."""
