@@ -22,7 +22,9 @@ class WatchedOnce:
     def look(self) -> None:
         """Ask whether anything has changed; one that cannot be reached is told to every gate."""
         try:
-            changed = [source.poll() for source in self._sources]  # every one: each remembers that it was asked
+            changed = [
+                source.poll() for source in self._sources
+            ]  # every one: each remembers that it was asked
             self.version += any(changed)
             self.error = None
         except FieldprintError as error:
