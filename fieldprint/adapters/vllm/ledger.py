@@ -76,6 +76,7 @@ class Ledger:
         ranks: workers; each has its heads.
         decode: tokens of an answer to its text.
         receipts: where they are written.
+        interval: generated tokens after which a request's pages are committed.
         log_timeout: seconds that an append may take.
     """
 
@@ -85,6 +86,7 @@ class Ledger:
         *,
         model: str,
         block_size: int,
+        interval: int,
         num_blocks: int,
         ranks: int,
         decode: Decode,
@@ -92,6 +94,7 @@ class Ledger:
         log_timeout: float,
     ) -> None:
         self.size, self.model, self.ranks = block_size, model, ranks
+        self._interval = interval
         self.bound: Digests = np.zeros((num_blocks * block_size, 32), dtype=np.uint8)
         self.rows: dict[str, Row] = {}
         self._decode, self._receipts = decode, receipts
@@ -164,7 +167,7 @@ class Ledger:
     def _begin_pass(self, step: int) -> tuple[Span, ...] | None:
         if self._pass is not None or self._committer.busy:
             return None
-        due = [row for row in self.rows.values() if row.complete_pages(self.size) > len(row.pages)]
+        due = [row for row in self.rows.values() if self._due(row)]
         if not due:
             return None
         jobs = []
@@ -180,6 +183,12 @@ class Ledger:
             tuple(row.hashed for row in due),
         )
         return tuple(row.span() for row in due)
+
+    def _due(self, row: Row) -> bool:
+        """Whether a pass should look at it: each looks at all that it depends on, so not for every page."""
+        if row.complete_pages(self.size) <= len(row.pages):
+            return False
+        return row.ending is not None or row.provisional(self.size) >= self._interval
 
     def take(self, report: StepReport) -> None:
         """What the workers found: bind, and hand what was checked to the committer. Steps count when all workers have told.

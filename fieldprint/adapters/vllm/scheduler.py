@@ -16,7 +16,7 @@ from vllm.v1.request import RequestStatus
 from fieldprint.adapters.vllm.connector import FieldprintConnector
 from fieldprint.adapters.vllm.row import Ending, Row
 from fieldprint.adapters.vllm.sampler import sampler_terms
-from fieldprint.adapters.vllm.versions import preempt
+from fieldprint.adapters.vllm.versions import fewer_running, preempt
 from fieldprint.commit.committer import CommitResult
 from fieldprint.errors import CompatibilityError, FieldprintError, FormatError
 
@@ -34,7 +34,6 @@ class FieldprintScheduler(Scheduler):  # type: ignore[misc]
     """
 
     running: list[Any]
-    max_num_running_reqs: int
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -127,14 +126,8 @@ class FieldprintScheduler(Scheduler):  # type: ignore[misc]
         self._settle()
         waits = {row.request.request_id for row in self.ledger.rows.values() if self._must_wait(row)}
         parked = [request for request in self.running if request.request_id in waits]
-        most = self.max_num_running_reqs
-        self.running = [request for request in self.running if request.request_id not in waits]
-        self.max_num_running_reqs = most - len(parked)
-        try:
+        with fewer_running(self, parked):
             output = super().schedule(*args, **kwargs)
-        finally:
-            self.running = parked + self.running
-            self.max_num_running_reqs = most
         if not output.total_num_scheduled_tokens and self.ledger.busy:
             time.sleep(IDLE)
         return output

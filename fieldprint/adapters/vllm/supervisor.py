@@ -76,6 +76,7 @@ class Supervisor:
                 log,
                 model=model,
                 block_size=block_size,
+                interval=settings.provisional_cap - block_size,
                 num_blocks=num_blocks,
                 ranks=ranks,
                 decode=_decoder(settings.model),

@@ -1,6 +1,8 @@
 """All that depends on vLLM's version, and what an engine may not be: everything else here is the same for 0.24 and 0.32."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import vllm
@@ -128,6 +130,23 @@ def longer_by(common: Any, table: Any, lengths: Any, shift: Any, longest: int) -
         if before is not None:
             changed[name] = before + shift[: len(before)].to(before.dtype)
     return common.replace(**changed)
+
+
+@contextmanager
+def fewer_running(scheduler: Any, requests: list[Any]) -> Iterator[None]:
+    """A block in which these running requests are out of the scheduler's sight, and their places are taken."""
+    ids = {request.request_id for request in requests}
+    names = [name for name in ("max_num_running_reqs", "max_num_active_reqs") if hasattr(scheduler, name)]
+    most = {name: getattr(scheduler, name) for name in names}
+    scheduler.running = [request for request in scheduler.running if request.request_id not in ids]
+    for name in names:
+        setattr(scheduler, name, most[name] - len(requests))
+    try:
+        yield
+    finally:
+        scheduler.running = requests + scheduler.running
+        for name in names:
+            setattr(scheduler, name, most[name])
 
 
 def preempt(scheduler: Any, request: Any) -> None:

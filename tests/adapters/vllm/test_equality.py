@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from fieldprint.verify import verify_receipt
 from tests.adapters.vllm.world import ENVIRONMENT, World
 
 ROOT = Path(__file__).parents[3]
@@ -48,33 +50,25 @@ def test_injected_is_in_front_of_the_prompt(model: Any, model_folder: Path, tmp_
     prompts = [model.chat_tokens(question.format(subject)) for question in QUESTIONS for subject in SUBJECTS]
     assert len(prompts) >= 50
     # Blocks for five of the eight requests that may run: some are preempted. Prefill goes in chunks of 64 tokens.
-    options = {"max_num_batched_tokens": 64, "enable_chunked_prefill": True}
-    common = {
+    options = {"max_num_batched_tokens": 64, "enable_chunked_prefill": True, "max_model_len": 256}
+    common: dict[str, Any] = {
         "model": str(model_folder),
         "max_tokens": 24,
-        "rounds": 2,
         "connector": ["ExactConnector", "tests.adapters.vllm.exact"],
     }
-    plain = play(
-        tmp_path,
-        "plain",
-        options=options | {"num_gpu_blocks_override": 400},
-        prompts=[anchor + prompt for prompt in prompts],
-        settings=None,
-        **common,
-    )
-    ours = play(
-        tmp_path,
-        "ours",
-        options=options | {"num_gpu_blocks_override": 19},
-        prompts=prompts,
-        settings=world.settings().to_config(),
-        **common,
-    )
-    assert ours["preemptions"] > 0
-    assert ours["cached"] > 0
-    for number, (expected, found) in enumerate(zip(plain["tokens"][0], ours["tokens"][0], strict=True)):
-        assert found == expected, number
-    assert ours["tokens"][1] == ours["tokens"][0]
-    receipts = list((tmp_path / "receipts").glob("*.receipt.json"))
-    assert len(receipts) == 2 * len(prompts)
+    roomy = {"options": options | {"num_gpu_blocks_override": 500}}
+    in_front = [anchor + prompt for prompt in prompts]
+    plain = play(tmp_path, "plain", prompts=in_front, settings=None, rounds=1, **common, **roomy)
+    settings = world.settings().to_config()
+    starved = {"options": options | {"num_gpu_blocks_override": 19}}
+    few = play(tmp_path, "few", prompts=prompts, settings=settings, rounds=1, **common, **starved)
+    many = play(tmp_path, "many", prompts=prompts, settings=settings, rounds=2, **common, **roomy)
+    assert few["preemptions"] > 0
+    assert many["cached"] > 0
+    for found in (few["tokens"][0], *many["tokens"]):
+        for number, (expected, tokens) in enumerate(zip(plain["tokens"][0], found, strict=True)):
+            assert tokens == expected, number
+    receipts = sorted((tmp_path / "receipts").glob("*.receipt.json"))
+    assert len(receipts) == 2 * len(prompts)  # the second engine's first round has the first's ids
+    for receipt in receipts[::10]:
+        verify_receipt(receipt.read_bytes(), world.policy, now=datetime.now(UTC), registry=world.registry())
