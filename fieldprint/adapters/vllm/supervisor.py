@@ -10,6 +10,7 @@ from fieldprint.adapters.model_folder import model_digest
 from fieldprint.adapters.vllm.anchors import ServedAnchor, ServedAnchors, read_file
 from fieldprint.adapters.vllm.ledger import Ledger
 from fieldprint.adapters.vllm.messages import StepOrders, StepReport
+from fieldprint.adapters.vllm.metrics import ANCHORS, new_counters
 from fieldprint.adapters.vllm.receipts import ReceiptFolder
 from fieldprint.adapters.vllm.row import Row
 from fieldprint.adapters.vllm.settings import ServeSettings
@@ -22,10 +23,9 @@ from fieldprint.errors import (
     VerificationError,
 )
 from fieldprint.note import NoteSigner
-from fieldprint.pipeline import record_orders
 from fieldprint.registry.events import Promotion
 from fieldprint.registry.gate import Watched
-from fieldprint.registry.orders import OrdersFile
+from fieldprint.registry.orders import OrdersFile, record_orders
 from fieldprint.registry.state import Registry
 from fieldprint.tlog import LogReader, LogWriter
 
@@ -88,6 +88,7 @@ class Supervisor:
         self.ready = len(self.anchors.all) == 1
         self.damaged_anchors: set[int] = set()
         self._rewrite: tuple[int, ...] = ()
+        self.counters = new_counters()
 
     def take_blocks(self, pool: Any) -> None:
         """Take each anchor's blocks out of vLLM's pool.
@@ -158,6 +159,9 @@ class Supervisor:
                 )
             anchor.acknowledged |= {rank}
         self.ready = all(len(anchor.acknowledged) == self._ranks for anchor in self.anchors.all[1:])
+        self.counters[ANCHORS] = sum(
+            len(anchor.acknowledged) == self._ranks for anchor in self.anchors.all[1:]
+        )
         self.damaged_anchors |= report.pinned
         self.ledger.take(report)
 
@@ -183,7 +187,8 @@ def _writer(settings: ServeSettings, policy: Policy) -> LogWriter:
         raise VerificationError(
             2, f"{settings.log_key} is not the log key of the policy", remedy="Give the key of that log"
         )
-    return LogWriter(settings.log, signer)
+    last_signed = None if settings.last_signed is None else Path(settings.last_signed)
+    return LogWriter(settings.log, signer, last_signed=last_signed)
 
 
 def _promoted(anchor: ServedAnchor, model: str, log: LogWriter) -> None:
