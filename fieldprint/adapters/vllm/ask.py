@@ -81,9 +81,16 @@ class ControlFolder:
             FormatError: it is something else.
         """
         try:
-            return _read_object(self.folder / "state.json")
+            fields = _read_object(self.folder / "state.json")
         except FileNotFoundError:
             return None
+        anchors = fields.get("anchors")
+        if not isinstance(anchors, list) or not all(
+            isinstance(entry, dict) and isinstance(entry.get("name"), str) and "ready" in entry
+            for entry in anchors
+        ):
+            raise FormatError(f"{self.folder / 'state.json'} does not say which anchors there are")
+        return fields
 
     async def ask(self, question: Mapping[str, object]) -> int | Refused:
         """The log index of what the engine has done, or its refusal.

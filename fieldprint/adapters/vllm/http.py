@@ -98,7 +98,9 @@ class FieldprintMiddleware:
         try:
             if not path.startswith(PREFIX):
                 with self._site.named(scope, path) as receipt:
-                    await self._app(scope, receive, send if receipt is None else _pointing_to(receipt, send))
+                    if receipt is not None:
+                        receive, send = await self._site.asking(receive), _pointing_to(receipt, send)
+                    await self._app(scope, receive, send)
                 return
             answer = await self._site.answer(scope, path.removeprefix(PREFIX), receive)
         except _Answer as refusal:
@@ -124,7 +126,7 @@ class FieldprintSite:
         admin: str | None = None,
         timeout: float = 30.0,
     ) -> None:
-        self._receipts = Path(settings.receipts)
+        self._settings, self._receipts = settings, Path(settings.receipts)
         self._control = None if settings.control is None else ControlFolder(Path(settings.control), timeout)
         self._api_keys, self._admin = api_keys, admin
         self._in_hand: set[str] = set()
@@ -174,6 +176,39 @@ class FieldprintSite:
         finally:
             self._in_hand.difference_update(names)
 
+    async def asking(self, receive: Receive) -> Receive:
+        """What gives the app a request's body again, once it is seen that it asks for no anchor that is not there.
+
+        vLLM would answer with 500, and with no reason. A body that is not understood is for vLLM to refuse.
+        """
+        messages = [await receive()]
+        while messages[-1].get("more_body", False):
+            messages.append(await receive())
+        asked = _anchor_asked(b"".join(message.get("body", b"") for message in messages))
+        if asked is not None:
+            known = await asyncio.to_thread(self._known)
+            if not isinstance(asked, str) or asked not in known:
+                names = ", ".join(sorted(known)) or "none"
+                raise _error(400, f"there is no anchor {str(asked)[:64]!r} here; ask for one of: {names}")
+        waiting = iter(messages)
+
+        async def again() -> MutableMapping[str, Any]:
+            message = next(waiting, None)
+            return await receive() if message is None else message
+
+        return again
+
+    def _known(self) -> set[str]:
+        state = self._told()
+        installed = [] if state is None else state["anchors"]
+        return {*self._settings.anchors, *(entry["name"] for entry in installed)}
+
+    def _told(self) -> dict[str, Any] | None:
+        try:
+            return None if self._control is None else self._control.state()
+        except FieldprintError as error:
+            raise _error(503, str(error)) from error
+
     def _has(self, name: str) -> bool:
         return receipt_path(self._receipts, name).exists()
 
@@ -217,15 +252,15 @@ class FieldprintSite:
             )
 
     def _state(self) -> dict[str, Any]:
-        state = None if self._control is None else self._control.state()
+        state = self._told()
         if state is None:
             raise _error(503, "the engine has not said yet which anchors it has")
         return state
 
     def _health(self) -> _Answer:
-        anchors = self._state().get("anchors")
-        waiting = [entry["name"] for entry in anchors or [] if not entry.get("ready")]
-        if not isinstance(anchors, list) or waiting:
+        anchors = self._state()["anchors"]
+        waiting = [entry["name"] for entry in anchors if not entry["ready"]]
+        if waiting:
             return _error(503, f"not in force yet: {', '.join(waiting)}")
         return _Answer(200, {"anchors": len(anchors)})
 
@@ -260,6 +295,16 @@ def _request_id(given: list[bytes]) -> str:
     if len(given) > 1 or not REQUEST_ID.fullmatch(text):
         raise _error(400, "X-Request-Id must be one of 1 to 64 letters, digits, - and _")
     return text
+
+
+def _anchor_asked(body: bytes) -> object:
+    """The anchor that a request names; None where it names none."""
+    if b"fieldprint_anchor" not in body:
+        return None
+    try:
+        return json.loads(body)["vllm_xargs"]["fieldprint_anchor"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
 
 
 def _pointing_to(receipt: str, send: Send) -> Send:
