@@ -27,6 +27,15 @@ class FieldprintError(Exception):
     def __str__(self) -> str:
         return f"{self.what}. {self.remedy}" if self.remedy else self.what
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """As it is, across processes: Python's own way calls the class with `args`, which some take otherwise."""
+        return _restored, (type(self), self.args), self.__dict__
+
+
+def _restored(kind: type[FieldprintError], args: tuple[object, ...]) -> FieldprintError:
+    """An error of this class before it has its fields."""
+    return kind.__new__(kind, *args)
+
 
 class VerificationError(FieldprintError):
     """A check of `verify_anchor`, `verify_receipt` or a signed note failed.

@@ -33,8 +33,8 @@ from fieldprint.generate.gate import without_anchor
 from fieldprint.kvcache import PagePool
 from fieldprint.promote import Fieldprint, PinnedAnchor, compute_fieldprint, promote_anchor
 from fieldprint.registry import Promotion, Registry
-from fieldprint.registry.gate import AnchorGate, GatedAnchor, Unwatched, Watched
-from fieldprint.registry.orders import OrdersFile, record_orders
+from fieldprint.registry.gate import GRACE, AnchorGate, GatedAnchor, Unwatched, Watched
+from fieldprint.registry.orders import OrdersFile, Recorded, record_orders
 from fieldprint.tlog import LogReader, LogWriter
 from fieldprint.verify import VerifiedAnchor, verify_anchor
 
@@ -86,6 +86,8 @@ def run(
     name: str = "engine",
     registry: Watched | None = None,
     orders: OrdersFile | None = None,
+    on_refused: Callable[[str], None] | None = None,
+    grace: float = GRACE,
 ) -> list[Answer]:
     """Answers to `requests`, generated under the signed anchor, every page committed to `log`.
 
@@ -108,6 +110,8 @@ def run(
         name: of this engine, for orders of the scope `engine`.
         registry: watched for revocations and overrides while generating, besides the log at the beginning.
         orders: a file of overrides and lifts, or None.
+        on_refused: called with each order of the file that the log does not believe, in words; it holds here all the same.
+        grace: seconds for which it goes on while the watched registry cannot be reached.
 
     Raises:
         VerificationError: the anchor is not what the policy asks for, or the gate rules that nothing is generated (check 15).
@@ -116,12 +120,12 @@ def run(
     settings = settings or EngineSettings()
     attention = attention or AttentionSettings()
     reader = LogReader(log.source, [policy.log_key])
-    if orders is None:
-        known = Registry.replay(reader.entries(), policy)
-    else:
-        known = record_orders(orders, log, policy).registry
+    recorded = _recorded(orders, log, policy, on_refused)
+    known = Registry.replay(reader.entries(), policy) if recorded is None else recorded.registry
     artifact, verified, left = _admitted(signed, policy, now, known, model.digest)
-    gate = gate_of(policy, artifact, name=name, registry=registry or Unwatched(known), orders=orders)
+    gate = gate_of(
+        policy, artifact, name=name, registry=registry or Unwatched(known), orders=orders, grace=grace
+    )
     verified = _let_in(gate, verified, left, requests, on_event)
     pool = page_pool(model.decoder, requests, attention, settings, verified, device=device)
     pinned = None
@@ -145,10 +149,27 @@ def run(
             if on_event is not None:
                 on_event(event)
     if orders is not None and orders.broken is None and _ordered(results.values()):
-        record_orders(orders, log, policy)  # what came while it was generating
+        _recorded(orders, log, policy, on_refused, recorded)  # what came while it was generating
     reader.refresh()
     used = None if pinned is None else signed
     return [answer_of(results[i], reader, used) for i in range(len(requests))]
+
+
+def _recorded(
+    orders: OrdersFile | None,
+    log: LogWriter,
+    policy: Policy,
+    on_refused: Callable[[str], None] | None,
+    before: Recorded | None = None,
+) -> Recorded | None:
+    """What became of the file's orders in the log; what it refused and was not told `before` is told."""
+    if orders is None:
+        return None
+    recorded = record_orders(orders, log, policy)
+    if on_refused is not None:
+        for why in recorded.refused[0 if before is None else len(before.refused) :]:
+            on_refused(why)
+    return recorded
 
 
 def _admitted(
@@ -214,12 +235,13 @@ def gate_of(
     name: str,
     registry: Watched | None,
     orders: OrdersFile | None,
+    grace: float = GRACE,
 ) -> AnchorGate:
     """The gate of an engine that uses this anchor, or none; one that is bypassed can still be frozen."""
     used = None
     if artifact is not None:
         used = GatedAnchor(artifact.digest, artifact.kind, artifact.not_after)
-    return AnchorGate(policy, used, engine=name, registry=registry, orders=orders)
+    return AnchorGate(policy, used, engine=name, registry=registry, orders=orders, grace=grace)
 
 
 def answer_of(result: GenerationResult, reader: LogReader, signed: bytes | None) -> Answer:

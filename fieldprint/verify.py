@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 
 from fieldprint.anchor.artifact import AnchorArtifact, FieldprintRecord, format_time
 from fieldprint.anchor.dsse import Envelope, valid_signers
-from fieldprint.anchor.policy import KindRule, Policy
+from fieldprint.anchor.policy import Policy
 from fieldprint.anchor.sign import PAYLOAD_TYPE
 from fieldprint.anchor.statements import Registration
 from fieldprint.commit.leaf import Commitment, request_digest, text_digest, tokens_digest
@@ -62,7 +62,7 @@ def verify_anchor(
     2. The payload parses as an artifact, and writing it again gives the same bytes; its subject is its text.
     3. The policy has a rule for the anchor's kind.
     4. As many distinct keys as the rule's threshold, all of them signers of that kind, signed.
-    5. The rule forbids none of its taint labels.
+    5. The rule forbids none of the taint labels that it names itself, less those that the registry knows as endorsed away.
     6. `now` is within its validity, and its validity is not longer than the rule allows.
     7. Its fieldprints are no longer than the rule allows.
     8. The registry does not know it as revoked.
@@ -74,6 +74,7 @@ def verify_anchor(
     14. If the rule names models and `model` is given: it is one of them.
     15. No override of it, of its kind or of everything is in force, neither a bypass nor a freeze.
     16. If the policy asks for status roots and there is no registry: `status` shows that it is not revoked.
+    17. A registry that is a database was filled under this policy.
 
     The anchor is not yet in memory; see `promote_anchor`.
 
@@ -81,8 +82,8 @@ def verify_anchor(
         signed: of `sign_anchor`.
         policy: whose signatures count.
         now: the time of the check, with a time zone.
-        registry: of `Registry.replay`, or a `RegistryDatabase`; None only where no log is at hand, and then 8, 9, 11 to 13
-            and 15 are not checked.
+        registry: of `Registry.replay`, or a `RegistryDatabase`; None only where no log is at hand, and then 8, 9, 11 to 13,
+            15 and 17 are not checked.
         model: hex digest of the model folder.
         before: for an engine that puts the anchor in front of position 0, like vLLM; ours puts it at 0..A-1.
         status: of `prove_not_revoked`, for a verifier who does not replay the log; with a registry it is not looked at.
@@ -101,13 +102,6 @@ def verify_anchor(
             f"{len(signers)} of {rule.threshold} needed signatures by {', '.join(rule.signers)} are valid",
             remedy="The text was altered, or it was signed by a key that the policy does not name",
         )
-    forbidden = sorted(set(artifact.taint) & set(rule.forbidden_taint))
-    if forbidden:
-        raise VerificationError(
-            5,
-            f"the anchor is tainted: {', '.join(forbidden)}",
-            remedy="It names the label itself, and no endorsement takes away such a one",
-        )
     _check_time(artifact, now, rule.max_age_days)
     longest = max((record.num_tokens for record in artifact.fieldprints), default=0)
     if longest > rule.max_tokens:
@@ -115,10 +109,13 @@ def verify_anchor(
     digest = artifact.digest
     standing = None if registry is None else registry.standing(digest, artifact.kind, now)
     if standing is not None:
+        _check_policy(standing, policy)
+    _check_own_taint(artifact, policy, standing)
+    if standing is not None:
         _check_not_replaced(standing)
     record = None if model is None else _record_for(artifact, model, before)
     if standing is not None:
-        _check_registered(artifact, rule, standing)
+        _check_registered(artifact, policy, standing)
     if model is not None and rule.models and model not in rule.models:
         raise VerificationError(
             14, f"the policy allows no {artifact.kind} anchor with the model {model[:16]}..."
@@ -148,6 +145,35 @@ def _read_artifact(signed: bytes) -> tuple[Envelope, AnchorArtifact]:
             2, error.what, remedy="Get the anchor's file from its signer again"
         ) from error
     return envelope, artifact
+
+
+def _check_policy(standing: Standing, policy: Policy) -> None:
+    """Check 17."""
+    if standing.policy is not None and standing.policy != policy.digest:
+        raise VerificationError(
+            17,
+            "the registry database was made with another policy"
+            if standing.policy
+            else "the registry database has read no log yet",
+            remedy="fieldprint registry sync, or rebuild if this is the right policy",
+        )
+
+
+def _check_own_taint(artifact: AnchorArtifact, policy: Policy, standing: Standing | None) -> None:
+    """Check 5. Who has no registry knows of no endorsement, and a registry of none of what is not registered."""
+    forbidden = set(artifact.taint).intersection(policy.kinds[artifact.kind].forbidden_taint)
+    known = (
+        "Endorsements are known only with the log" if standing is None else "It counts when it is registered"
+    )
+    if standing is not None and standing.registration is not None:
+        forbidden -= set(standing.registration.taint) - standing.taint
+    if forbidden:
+        labels = sorted(forbidden)
+        raise VerificationError(
+            5,
+            f"the anchor is tainted: {', '.join(labels)}",
+            remedy=f"{policy.endorsing(artifact.digest, labels)}. {known}",
+        )
 
 
 def _check_not_replaced(standing: Standing) -> None:
@@ -185,7 +211,7 @@ def _record_for(artifact: AnchorArtifact, model: str, before: bool) -> Fieldprin
     )
 
 
-def _check_registered(artifact: AnchorArtifact, rule: KindRule, standing: Standing) -> None:
+def _check_registered(artifact: AnchorArtifact, policy: Policy, standing: Standing) -> None:
     """Checks 11 to 13."""
     try:
         expected = Registration.of(artifact)
@@ -200,12 +226,12 @@ def _check_registered(artifact: AnchorArtifact, rule: KindRule, standing: Standi
             else "its registration in the log says something else than the anchor",
             remedy="fieldprint anchor register FILE" if unknown else "Revoke it, and sign a new one",
         )
-    forbidden = sorted(standing.taint.intersection(rule.forbidden_taint))
+    forbidden = sorted(standing.taint.intersection(policy.kinds[artifact.kind].forbidden_taint))
     if forbidden:
         raise VerificationError(
             12,
             f"the anchor is tainted by what it comes from: {', '.join(forbidden)}",
-            remedy="It needs an endorsement of these labels",
+            remedy=policy.endorsing(artifact.digest, forbidden),
         )
     if standing.revoked_ancestor is not None:
         raise VerificationError(

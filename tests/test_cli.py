@@ -147,7 +147,18 @@ def test_the_stream_says_what_is_final(folder: Path) -> None:
 def test_revocation_refuses_the_next_request(folder: Path) -> None:
     (folder / "other.txt").write_text("Your codename is Heron.\n")
     done(folder, "anchor", "sign", "other.txt", "--key", "keys/owner.key", "--out", "b.json")
-    done(folder, "anchor", "revoke", "b.json", "--key", "keys/owner.key", *WRITE, "--reason", "it was a test")
+    done(
+        folder,
+        "anchor",
+        "revoke",
+        "b.json",
+        "--key",
+        "keys/owner.key",
+        *WRITE,
+        "--reason",
+        "it was a test",
+        "--yes",
+    )
     refused = cli(folder, "generate", "Hi.", "--anchor", "b.json", *WRITE)
     assert (
         refused.returncode == 1 and "check 8 failed" in refused.stderr and "it was a test" in refused.stderr
@@ -274,6 +285,8 @@ def test_ctrl_c_commits_what_is_there(folder: Path) -> None:
         (("promote", "a.json", *COMMON, "--fieldprint", "text.txt"), 1, "not a fieldprint file"),
         (("promote", "a.json", *COMMON, "--fieldprint", "cut.fp"), 1, "not a fieldprint file"),
         (("anchor", "verify", "a.json", "--policy", "two.toml"), 1, "check 4 failed: 1 of 2 needed"),
+        (("generate", "hi", *WRITE, "--grace", "5"), 2, "--database"),
+        (("generate", "hi", *WRITE, "--grace", "-1", "--database", "x"), 2, "--grace"),
         (("generate", "hi", "--anchor", "cut.json", *WRITE), 1, "check 1 failed"),
         (("generate", "hi", "--anchor", "stolen.json", *WRITE), 1, "check 4 failed"),
         (("generate", "hi", "--anchor", "expired.json", *WRITE), 1, "check 6 failed: the anchor expired"),

@@ -197,6 +197,7 @@ def test_a_revocation_is_cosigned_where_a_quorum_is_given(folder: Path, quorum: 
         "keys/owner.key",
         "--reason",
         "lost",
+        "--yes",
         *common,
     )
     proof = tmp_path / "revocation.tlog-proof"
@@ -303,7 +304,7 @@ def revocation(folder: Path, tmp_path: Path) -> Callable[[], list[str | Path]]:
         name = f"a{token_hex(8)}"
         artifact = AnchorArtifact(name, "identity", "Your codename is Falcon.", now, now + timedelta(days=1))
         (tmp_path / name).write_bytes(sign_anchor(artifact, [owner]))
-        keys = ["--key", "keys/owner.key", "--log-key", "keys/log.key", "--reason", "lost"]
+        keys = ["--key", "keys/owner.key", "--log-key", "keys/log.key", "--reason", "lost", "--yes"]
         return ["anchor", "revoke", tmp_path / name, *keys, "--policy", "policy.toml", "--log", "log"]
 
     return made

@@ -24,6 +24,7 @@ from tests.registry.world import LOG, OWNER, SECOND, lift, override, sign  # noq
 from tests.registry.world import POLICY as WITH_STATUS  # noqa: E402
 
 POLICY = replace(WITH_STATUS, status=None)  # a receipt is verified here without the log
+STOPPING = {kind: replace(rule, on_revoke="stop") for kind, rule in POLICY.kinds.items()}
 NOW = datetime.now(UTC).replace(microsecond=0)
 
 
@@ -69,6 +70,7 @@ def answers(
     log: LogWriter,
     orders: OrdersFile,
     operator: Operator | None,
+    refused: list[str] | None = None,
 ) -> list[Answer]:
     prompt = tuple(model.chat_tokens("Where do you live?"))
     return run(
@@ -80,6 +82,7 @@ def answers(
         now=NOW,
         orders=orders,
         on_event=operator,
+        on_refused=None if refused is None else refused.append,
     )
 
 
@@ -149,6 +152,63 @@ def test_a_freeze_of_an_anchor_holds_where_the_anchor_was_bypassed_before(
     for answer in answers(model, artifact, log, orders, operator):
         assert (answer.result.reason, answer.before) == ("frozen", None)
         assert 0 < len(answer.result.tokens) < 50
+
+
+def test_what_the_log_refuses_of_the_orders_is_told_once(
+    model: LoadedModel, artifact: AnchorArtifact, log: LogWriter, tmp_path: Path
+) -> None:
+    """Another file brought greater numbers into the log before; the orders of this one hold all the same."""
+    log.append([override(9, "engine", "another")])
+    orders = OrdersFile(tmp_path / "orders", POLICY)
+    orders.append(override(7, "engine", "elsewhere"))
+    operator = Operator(orders, 21, override(8, "engine", "engine"))
+    refused: list[str] = []
+    for answer in answers(model, artifact, log, orders, operator, refused):
+        assert answer.result.reason == "frozen"
+    assert [why for why in refused if "number is 7" in why] == refused[:1]
+    assert [why for why in refused if "number is 8" in why] == refused[1:]
+    assert len(refused) == 2
+    assert list(registry_of(log).overrides) == [9]
+
+
+@pytest.mark.parametrize(("grace", "reason"), [(0.0, "registry-lost"), (3600.0, "length")])
+def test_an_engine_that_lost_its_database_goes_on_for_the_grace(
+    model: LoadedModel,
+    artifact: AnchorArtifact,
+    log: LogWriter,
+    tmp_path: Path,
+    grace: float,
+    reason: str,
+) -> None:
+    pytest.importorskip("sqlalchemy", reason="needs SQLAlchemy; the extra [registry] brings it")
+    from fieldprint.registry.database import RegistryDatabase
+    from fieldprint.registry.watched import WatchedDatabase
+
+    file, policy = tmp_path / "registry.db", replace(POLICY, kinds=STOPPING)
+    with RegistryDatabase(str(file), create=True) as database:
+        database.sync(LogReader(log.source, [POLICY.log_key]), policy)
+    seen = 0
+
+    def lose(event: Event) -> None:
+        nonlocal seen
+        seen += isinstance(event, Provisional)
+        if seen == 5:
+            file.unlink(missing_ok=True)
+
+    with WatchedDatabase(str(file), policy) as watched:
+        (answer,) = run(
+            [GenerationRequest(tuple(model.chat_tokens("Where do you live?")), 30)],
+            model=model,
+            signed=sign_anchor(artifact, [OWNER, SECOND]),
+            policy=policy,
+            log=log,
+            now=NOW,
+            on_event=lose,
+            registry=watched,
+            grace=grace,
+        )
+    assert answer.result.reason == reason
+    assert (len(answer.result.tokens) == 30) == (reason == "length")
 
 
 def test_a_damaged_file_of_orders_stops_it_and_loses_no_answer(

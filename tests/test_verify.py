@@ -17,13 +17,16 @@ from fieldprint.anchor import (
     AnchorArtifact,
     Envelope,
     KindRule,
+    Policy,
+    Registration,
     sign_anchor,
     sign_revocation,
+    sign_statement,
 )
 from fieldprint.commit import Commitment, Receipt
 from fieldprint.errors import FormatError, VerificationError
 from fieldprint.note import NoteSigner
-from fieldprint.registry import Registry, revocation_entry
+from fieldprint.registry import Registry, registration_entry, revocation_entry
 from fieldprint.verify import VerifiedReceipt, verify_anchor, verify_receipt
 from tests.vectors.make_vectors import (
     ANCHOR,
@@ -33,6 +36,7 @@ from tests.vectors.make_vectors import (
     RECORD,
     SECOND,
     SIGNER,
+    endorsed,
     policy,
     promoted,
     registered,
@@ -115,6 +119,35 @@ def test_a_policy_that_forbids_more_than_the_registry_s_is_asked_again() -> None
     history = [registered(seen), registered(child)]
     assert check(child, registry=Registry.replay(history, lenient)) == 12
     assert check(child, registry=Registry.replay(history, POLICY)) == 11
+
+
+def test_a_label_of_its_own_is_endorsed_away_in_the_registry_only() -> None:
+    tainted = replace(ANCHOR, taint=("untrusted",))
+    signed = sign_anchor(tainted, [OWNER])
+
+    def with_registry(*entries: bytes, policy: Policy = POLICY) -> int:
+        registry = Registry.replay(entries, policy)
+        try:
+            verify_anchor(signed, POLICY, now=NOW, registry=registry, model=MODEL)
+        except VerificationError as error:
+            return error.check
+        return 0
+
+    both = endorsed(tainted, OWNER, SECOND)
+    assert with_registry(both, registered(tainted)) == 0
+    assert with_registry(endorsed(tainted, OWNER), registered(tainted)) == 5
+    assert with_registry(endorsed(ANCHOR, OWNER, SECOND), registered(tainted)) == 5
+    assert with_registry(both) == 5  # not registered: the registry knows no labels of it
+    lenient = replace(POLICY, kinds={**POLICY.kinds, "identity": KindRule(("owner",), 1, 100, 60)})
+    assert with_registry(registered(tainted), policy=lenient) == 5
+    hidden = replace(Registration.of(tainted), taint=())
+    assert with_registry(registration_entry(sign_statement(hidden, [OWNER]))) == 5
+    with pytest.raises(VerificationError, match=f"endorse {tainted.digest} --label untrusted") as caught:
+        verify_anchor(signed, POLICY, now=NOW, registry=None, model=MODEL)
+    assert caught.value.check == 5
+    strict = replace(POLICY, endorsement={})
+    with pytest.raises(VerificationError, match="lets nobody endorse untrusted"):
+        verify_anchor(signed, strict, now=NOW, registry=None, model=MODEL)
 
 
 @settings(max_examples=300, deadline=None)

@@ -48,8 +48,9 @@ Then nobody endorses, nobody overrides, no status root is asked for, nobody sign
 import base64
 import json
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any, Literal, get_args
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -130,6 +131,7 @@ class Policy:
         default_factory=dict, init=False, repr=False, compare=False
     )
     _rules: dict[str, SignerRule] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _digest: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         VerifierKey.parse(self.log)
@@ -250,6 +252,14 @@ class Policy:
         """Who signs what, by purpose: `kind K`, `revocation`, `endorsement L`, `override`, `status`."""
         return self._rules
 
+    def endorsing(self, anchor: str, labels: Sequence[str]) -> str:
+        """What can be done about an anchor's labels that its kind forbids: the command, or that nobody may endorse them."""
+        nobody = [label for label in labels if label not in self.endorsement]
+        if nobody:
+            return f"The policy lets nobody endorse {', '.join(nobody)}: it has no table [endorsement.{nobody[0]}]"
+        options = " ".join(f"--label {label}" for label in labels)
+        return f"Have it endorsed: fieldprint anchor endorse {anchor} {options}"
+
     def trusted(self, names: tuple[str, ...] | None = None) -> dict[str, SignatureVerifier]:
         """Key id to what checks a signature, of these names or of all."""
         return dict(self._loaded[name] for name in (self._loaded if names is None else names))
@@ -257,6 +267,13 @@ class Policy:
     def name_of(self, identifier: str) -> str:
         """The name of the key or identity with this id."""
         return next(name for name, (known, _) in self._loaded.items() if known == identifier)
+
+    @property
+    def digest(self) -> str:
+        """Hex SHA-256 of `to_bytes()`: equal policies have equal ones, however their files were written."""
+        if not self._digest:
+            self._digest.append(sha256(self.to_bytes()).hexdigest())
+        return self._digest[0]
 
     def to_bytes(self) -> bytes:
         """The file; `from_bytes` is its inverse."""

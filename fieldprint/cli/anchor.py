@@ -1,7 +1,6 @@
 """`fieldprint anchor`."""
 
 import json
-import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -13,6 +12,7 @@ import typer
 from fieldprint.cli.cosigning import warn
 from fieldprint.cli.events import Place, anchor_digest, append
 from fieldprint.cli.inputs import (
+    confirm,
     open_model,
     open_policy,
     open_reader,
@@ -36,11 +36,11 @@ from fieldprint.cli.options import (
     StatusFile,
     Yes,
 )
-from fieldprint.cli.output import print_result, unchecked
+from fieldprint.cli.output import print_result, printable, unchecked
 from fieldprint.errors import FieldprintError
 
 if TYPE_CHECKING:
-    from fieldprint.anchor import FieldprintRecord, Policy
+    from fieldprint.anchor import FieldprintRecord, Policy, Revocation
     from fieldprint.promote import Fieldprint
 
 app = typer.Typer(help="Sign, register, verify, show and revoke anchors.", no_args_is_help=True)
@@ -338,42 +338,64 @@ def anchor_revoke(
 ) -> None:
     """Sign a revocation and append it to the log; from then on the anchor is refused, and what comes from it.
 
-    It cannot be taken back; at a terminal you are asked first.
+    It cannot be taken back, so you are asked first; where there is no terminal, --yes must be given. Of one that is
+    revoked already only the database is told.
     """
     from fieldprint.anchor import sign_revocation
-    from fieldprint.registry import believe_event, revocation_entry
+    from fieldprint.registry import EventError, believe_event, revocation_entry
 
     digest = anchor_digest(anchor)
     now = datetime.now(UTC).replace(microsecond=0)
     entry = revocation_entry(sign_revocation(digest, reason, now, open_signers(key, passphrase_file)))
     trusted = open_policy(policy)
-    others = [other for other in believe_event(open_registry(log, trusted), entry).anchors if other != digest]
-    fields: dict[str, Any] = {"anchor": digest, "descendants": others}
+    registry = open_registry(log, trusted)
+    try:
+        others = [other for other in believe_event(registry, entry).anchors if other != digest]
+    except EventError as error:
+        if error.why != "revoked":
+            raise
+        synced = None if dry_run or database is None else _sync(database, log, trusted)
+        _revoked_already(registry.revoked[digest], synced, dry_run, as_json)
+        return
+    fields: dict[str, Any] = {"anchor": digest, "already": False, "descendants": others}
     if dry_run:
         said = f"would revoke {digest[:16]}, and with it {len(others)} that come from it"
         print_result(fields | {"dry_run": True}, as_json, said)
         return
-    if not yes and sys.stdin.isatty():
-        typer.confirm(
-            f"Revoke {digest[:16]}, and with it {len(others)} that come from it?", abort=True, err=True
-        )
+    confirm(f"Revoke {digest[:16]}, and with it {len(others)} that come from it?", yes)
     index, warning = append(Place(policy, log, log_key, last_signed, quorum), entry)
-    if database is not None:
-        _sync(database, log, trusted)
+    synced = None if database is None else _sync(database, log, trusted)
     print_result(
-        fields | {"index": index, "warning": warning or None},
+        fields | {"index": index, "synced": synced, "warning": warning or None},
         as_json,
         f"revoked {digest[:16]}: entry {index} of {log}",
     )
     warn(warning)
 
 
-def _sync(database: str, log: str, policy: "Policy") -> None:
+def _revoked_already(revocation: "Revocation", synced: bool | None, dry_run: bool, as_json: bool) -> None:
+    from fieldprint.anchor.artifact import format_time
+
+    time = format_time(revocation.time)
+    said = f"revoked already at {time}: {revocation.reason}; nothing was appended"
+    fields = {"anchor": revocation.anchor, "already": True, "time": time, "reason": revocation.reason}
+    print_result(
+        fields | {"index": None, "synced": synced, "dry_run": dry_run},
+        as_json,
+        printable(said + ("; the database knows it" if synced else "")),
+    )
+    if synced is False:  # the one thing that was left to do
+        raise typer.Exit(1)
+
+
+def _sync(database: str, log: str, policy: "Policy") -> bool:
     """Bring the registry's database up to the log; that it could not be done is said, the event stands."""
     from fieldprint.registry.database import RegistryDatabase
 
     try:
         with RegistryDatabase(database, create=True) as opened:
             opened.sync(open_reader(log, policy), policy)
+        return True
     except (FieldprintError, OSError) as error:
         warn(f"it is in the log, and the registry's database does not know it: {error}")
+        return False

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fieldprint.cli.cosigning import open_cosigner, warn
-from fieldprint.cli.inputs import open_policy, open_registry, open_signers, open_writer, read_input
+from fieldprint.cli.inputs import confirm, open_policy, open_registry, open_signers, open_writer, read_input
 from fieldprint.cli.options import (
     DryRun,
     Json,
@@ -26,7 +26,7 @@ from fieldprint.cli.options import (
 from fieldprint.cli.output import print_result
 
 if TYPE_CHECKING:
-    from fieldprint.anchor import Policy
+    from fieldprint.anchor import AnchorArtifact, Policy
     from fieldprint.registry import Registry
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -64,13 +64,15 @@ def append_made(place: Place, make: "Callable[[Registry, Policy], bytes]") -> tu
 
 def anchor_digest(anchor: str) -> str:
     """The digest that is given, or that of the signed anchor in a file."""
+    return anchor if DIGEST.fullmatch(anchor) else _read_anchor(anchor).digest
+
+
+def _read_anchor(file: str) -> "AnchorArtifact":
     from fieldprint.anchor import AnchorArtifact, Envelope
 
-    if DIGEST.fullmatch(anchor):
-        return anchor
-    if not Path(anchor).exists():
-        raise typer.BadParameter(f"{anchor} is no file, and no digest, which has 64 hex digits")
-    return AnchorArtifact.from_bytes(Envelope.from_bytes(read_input(Path(anchor))).payload).digest
+    if not Path(file).exists():
+        raise typer.BadParameter(f"{file} is no file, and no digest, which has 64 hex digits")
+    return AnchorArtifact.from_bytes(Envelope.from_bytes(read_input(Path(file))).payload)
 
 
 def _tell(place: Place, entry: bytes, what: str, dry_run: bool, yes: bool, as_json: bool) -> None:
@@ -86,11 +88,9 @@ def _tell(place: Place, entry: bytes, what: str, dry_run: bool, yes: bool, as_js
             fields, as_json, f"would be believed: {what}; it changes {len(changed)} registered anchors"
         )
         return
-    if not yes:
-        question = (
-            f"{what}: {len(changed)} registered anchors change, and an entry cannot be taken back. Append?"
-        )
-        typer.confirm(question, abort=True, err=True)
+    confirm(
+        f"{what}: {len(changed)} registered anchors change, and an entry cannot be taken back. Append?", yes
+    )
     index, warning = append(place, entry)
     fields |= {"index": index, "warning": warning or None}
     print_result(fields, as_json, f"{what}: entry {index} of {place.log}")
@@ -115,18 +115,38 @@ def anchor_endorse(
     """Take taint labels away at an anchor, and through it at what descends from it.
 
     The keys are those of the policy's `endorsement` of each label, as many as its threshold. An anchor whose taint is
-    forbidden for its kind is endorsed first and registered then. This is for labels that come from its kind, its parents
-    and earlier anchors of its text: one that the anchor names itself stays, and `anchor verify` refuses it (check 5).
+    forbidden for its kind is endorsed first and registered then, wherever the label comes from. Who verifies it needs the
+    log, which holds the endorsement.
     """
     from fieldprint.anchor import Endorsement, sign_statement
     from fieldprint.registry import event_entry
 
     digest, labels = anchor_digest(anchor), tuple(sorted(set(label)))
+    _check_labels(anchor, labels, open_registry(log, open_policy(policy)))
     now = datetime.now(UTC).replace(microsecond=0)
     made = Endorsement(digest, labels, reason, now)
     entry = event_entry("endorse", sign_statement(made, open_signers(key, passphrase_file)))
     place = Place(policy, log, log_key, last_signed, quorum)
     _tell(place, entry, f"endorse {digest[:16]} against {', '.join(labels)}", dry_run, yes, as_json)
+
+
+def _check_labels(anchor: str, labels: tuple[str, ...], registry: "Registry") -> None:
+    """Refuse labels that the anchor does not have, before anybody signs; of a digest alone it may not be known."""
+    from fieldprint.anchor import Registration
+    from fieldprint.registry import EventError
+
+    if DIGEST.fullmatch(anchor):
+        record = registry.anchors.get(anchor)
+        registration = None if record is None else record.registration
+    else:
+        registration = Registration.of(_read_anchor(anchor))
+    try:
+        missing = [] if registration is None else sorted(set(labels) - registry.taint_of(registration))
+    except EventError:  # a parent is not registered yet
+        return
+    if missing:
+        what = f"the anchor does not have {', '.join(missing)}, or has it no more"
+        raise EventError("label", what, remedy="Nothing was signed")
 
 
 def anchor_supersede(

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from fieldprint.pipeline import Answer
     from fieldprint.registry.watched import WatchedDatabase
 
+DAY = 86_400.0  # seconds
+
 
 def promote(
     file: Annotated[Path, typer.Argument(help="The signed anchor.")],
@@ -118,6 +120,15 @@ def generate(
             help="The registry's database (a file, or PostgreSQL's URL), watched for revocations and overrides; without it the log is asked once, at the beginning.",
         ),
     ] = None,
+    grace: Annotated[
+        float | None,
+        typer.Option(
+            "--grace",
+            min=0,
+            max=DAY,
+            help="Seconds to go on while --database cannot be reached; 60, if not given.",
+        ),
+    ] = None,
     orders: OrdersPlace = None,
     last_signed: LastSignedFile = None,
     quorum: QuorumFile = None,
@@ -133,7 +144,11 @@ def generate(
     """Generate under a pinned anchor; every page is committed before it is final. Ctrl-C ends and commits."""
     from fieldprint.generate import AttentionSettings, GenerationRequest, Sampler
     from fieldprint.pipeline import run
+    from fieldprint.registry.gate import GRACE
     from fieldprint.registry.orders import OrdersFile
+
+    if grace is not None and registry is None:
+        raise typer.BadParameter("--grace belongs to --database, which is what may be out of reach")
 
     trusted = open_policy(policy)
     signed = None if anchor_file is None else read_input(anchor_file)
@@ -160,6 +175,7 @@ def generate(
     interrupt = threading.Event()
     before = signal.signal(signal.SIGINT, _interrupter(interrupt))
     progress = _observer(stream, as_json, loaded.decode, prompt)
+    refused: list[str] = []  # orders of the file, by the log
     left: dict[int, str] = {}  # of each request that went without its anchor, why
     started = time.perf_counter()
     try:
@@ -183,6 +199,8 @@ def generate(
                 name=engine,
                 registry=watched,
                 orders=None if orders is None else OrdersFile(orders, trusted),
+                on_refused=_warning(refused),
+                grace=GRACE if grace is None else grace,
             )
     finally:
         signal.signal(signal.SIGINT, before)
@@ -207,7 +225,8 @@ def generate(
     if as_json:
         report: dict[str, object] = {"event": "report"} if stream else {}
         report |= {"answers": rows, "seconds": seconds, "tokens_per_second": total / seconds}
-        print_result(report | {"warning": cosigner.shortfall or None}, True, "")
+        warning = "; ".join(filter(None, [*refused, cosigner.shortfall]))
+        print_result(report | {"warning": warning or None}, True, "")
     else:
         for row in rows:
             typer.echo(
@@ -237,6 +256,16 @@ def _noting(left: dict[int, str], then: "Callable[[Event], None]") -> "Callable[
         then(event)
 
     return note
+
+
+def _warning(said: list[str]) -> Callable[[str], None]:
+    """What warns at once, and keeps in `said` what it warned of."""
+
+    def tell(text: str) -> None:
+        said.append(text)
+        warn(text)
+
+    return tell
 
 
 @contextmanager

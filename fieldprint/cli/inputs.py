@@ -78,6 +78,15 @@ def ask_secret(what: str, remedy: str, *, twice: bool = False) -> bytes:
     return typed.encode()
 
 
+def confirm(question: str, yes: bool) -> None:
+    """Return only if `--yes` was given, or whoever sits at the terminal says so: for what cannot be undone."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise typer.BadParameter(f"{question} There is no terminal to ask at: add --yes", param_hint="--yes")
+    typer.confirm(question, abort=True, err=True)
+
+
 def open_policy(path: Path) -> "Policy":
     """The policy in a file."""
     from fieldprint.anchor import Policy

@@ -6,7 +6,7 @@ import typer
 
 from fieldprint.cli.inputs import open_policy, open_reader, open_writer
 from fieldprint.cli.options import Json, LastSignedFile, LogKey, PolicyFile
-from fieldprint.cli.output import print_result, printable
+from fieldprint.cli.output import order_words, print_result, printable
 from fieldprint.errors import FieldprintError, FormatError
 
 app = typer.Typer(help="The transparency log.", no_args_is_help=True)
@@ -70,8 +70,9 @@ def log_show(
     if reader.root_hash() != checkpoint.root_hash:
         raise FormatError("the tiles do not lead to the checkpoint's root")
     start = min(start, checkpoint.tree_size)
-    rows = [{**_entry(entry), "index": start + i} for i, entry in enumerate(reader.entries(start))]
+    entries = [_entry(entry) for entry in reader.entries(start)]
     if as_json:
+        rows = [{**fields, "index": index} for index, fields in enumerate(entries, start)]
         print_result(
             {"origin": checkpoint.origin, "tree_size": checkpoint.tree_size, "entries": rows}, True, ""
         )
@@ -85,8 +86,8 @@ def log_show(
     )
     for column in ("index", "type", "what"):
         table.add_column(column)
-    for row in rows:
-        cells = (str(row["index"]), str(row.get("type", "?"))[:40], _summary(row))
+    for index, fields in enumerate(entries, start):
+        cells = (str(index), str(fields.get("type", "?"))[:40], _summary(fields))
         table.add_row(*(Text(printable(cell)) for cell in cells))  # an entry's text is no markup
     Console().print(table)
 
@@ -100,13 +101,33 @@ def _entry(entry: bytes) -> dict[str, Any]:
         return {"type": "?"}
 
 
-def _summary(row: dict[str, Any]) -> str:
-    kind = row.get("type")
-    part = {name: str(row.get(name))[:16] for name in ("request", "page", "start", "end", "anchor", "model")}
+def _summary(fields: dict[str, Any]) -> str:
+    kind = fields.get("type")
+    part = {
+        name: str(fields.get(name))[:16] for name in ("request", "page", "start", "end", "anchor", "model")
+    }
     if kind == "commitment":
         return f"request {part['request']} page {part['page']}, positions {part['start']} to {part['end']}"
     if kind == "abort":
-        return f"request {part['request']}: {str(row.get('reason'))[:100]}"
+        return f"request {part['request']}: {str(fields.get('reason'))[:100]}"
     if kind == "promote":
         return f"anchor {part['anchor']} under model {part['model']}"
-    return SIGNED.get(str(kind), "")
+    return _order(fields) or SIGNED.get(str(kind), "")
+
+
+def _order(fields: dict[str, Any]) -> str:
+    """What a signed override or its end says; nothing of other entries."""
+    from fieldprint.anchor import Lift, Override
+    from fieldprint.registry import read_fields
+
+    if fields.get("type") not in ("override", "lift"):
+        return ""
+    try:
+        content = read_fields(str(fields["type"]), fields, None).content
+    except FormatError:
+        return "not read: it is malformed"
+    if isinstance(content, Override):
+        return f"a signed override: {order_words(content)}"
+    return (
+        f"the signed end of override {content.number}: {content.reason}" if isinstance(content, Lift) else ""
+    )

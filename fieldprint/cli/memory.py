@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fieldprint.cli.inputs import (
+    confirm,
     open_model,
     open_policy,
     open_registry,
@@ -18,7 +19,7 @@ from fieldprint.cli.inputs import (
     write_new,
 )
 from fieldprint.cli.memory_tables import print_found, print_memory
-from fieldprint.cli.options import DryRun, Json, ModelFolder, PassphraseFile, SigningKeys
+from fieldprint.cli.options import DryRun, Json, ModelFolder, PassphraseFile, SigningKeys, Yes
 from fieldprint.cli.output import print_result, progress_bar
 from fieldprint.errors import FieldprintError, FormatError, ModelError
 
@@ -255,7 +256,7 @@ def memory_label(
 def memory_delete(
     memory: Annotated[str, typer.Argument(help="The memory's id, or at least its first 8 digits.")],
     store: Store = "memory.db",
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Yes = False,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
@@ -263,8 +264,7 @@ def memory_delete(
     with _open(store) as opened:
         found = _get(opened, memory)
         if not dry_run:
-            if not yes:
-                typer.confirm(f"Delete memory {found.id[:16]} for ever?", abort=True, err=True)
+            confirm(f"Delete memory {found.id[:16]} for ever?", yes)
             opened.delete(found.id)
     print_memory(found, as_json, "would be deleted" if dry_run else "deleted", dry_run=dry_run)
 

@@ -62,4 +62,7 @@ StatusFile = Annotated[
     ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and change nothing.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Do not ask before what cannot be undone.")]
+Yes = Annotated[
+    bool,
+    typer.Option("--yes", help="Do not ask before what cannot be undone; needed where there is no terminal."),
+]

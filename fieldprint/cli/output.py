@@ -3,9 +3,12 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from fieldprint.anchor import Override
 
 
 def print_result(fields: dict[str, Any], as_json: bool, text: str) -> None:
@@ -16,6 +19,15 @@ def print_result(fields: dict[str, Any], as_json: bool, text: str) -> None:
 def printable(text: str) -> str:
     """`text` with what could steer a terminal replaced by a question mark."""
     return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
+
+
+def order_words(order: "Override") -> str:
+    """An override as words: freeze kind identity, number 7, until 2026-11-24T09:00:00Z: it leaks."""
+    from fieldprint.anchor.artifact import format_time
+
+    until = "restored" if order.expires is None else format_time(order.expires)
+    on = "everything" if order.scope == "all" else f"{order.scope} {order.target}"
+    return f"{order.action} {on}, number {order.number}, until {until}: {order.reason}"
 
 
 def unchecked(status: object | None) -> str:

@@ -10,7 +10,7 @@ import typer
 
 from fieldprint.cli.cosigning import open_cosigner, warn
 from fieldprint.cli.events import anchor_digest
-from fieldprint.cli.inputs import open_policy, open_signers, open_writer
+from fieldprint.cli.inputs import confirm, open_policy, open_signers, open_writer
 from fieldprint.cli.options import (
     DryRun,
     Json,
@@ -54,6 +54,12 @@ Hours = Annotated[
     float | None,
     typer.Option("--hours", min=0.01, max=MOST_HOURS, help="How long it holds; else until restored."),
 ]
+Number = Annotated[
+    int | None,
+    typer.Option(
+        "--number", min=1, max=2**53 - 1, help="Number of the order, as a dry run said it; else the next one."
+    ),
+]
 LogPlaceOrNone = Annotated[str | None, typer.Option("--log", help="Append the order to this log too.")]
 LogKeyOrNone = Annotated[Path | None, typer.Option("--log-key", help="Private key of that log.")]
 
@@ -73,6 +79,7 @@ def override_order(
     engine: EngineName = None,
     everything: Everything = False,
     hours: Hours = None,
+    number: Number = None,
     log: LogPlaceOrNone = None,
     log_key: LogKeyOrNone = None,
     last_signed: LastSignedFile = None,
@@ -85,7 +92,7 @@ def override_order(
     """Give the order that the command is named for."""
     scope, target = _scope(anchor, kind, engine, everything)
     place = _log_of(log, log_key, last_signed, quorum)
-    what = _What(str(context.info_name), scope, target, reason, hours)
+    what = _What(str(context.info_name), scope, target, reason, hours, number)
     _order(what, _Signing(key, passphrase_file, policy), orders, place, _How(dry_run, yes, as_json))
 
 
@@ -199,6 +206,7 @@ class _What:
     target: str
     reason: str
     hours: float | None
+    number: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +272,7 @@ def _order(what: _What, signing: _Signing, path: Path, log: _Log | None, how: _H
     now = datetime.now(UTC).replace(microsecond=0)
     expires = None if what.hours is None else now + timedelta(seconds=int(3600 * what.hours))
     # Milliseconds grow by themselves, also while nobody can ask the log for the last number; a clock may go back.
-    number = max(time.time_ns() // 1_000_000, file.last_number + 1)
+    number = what.number or max(time.time_ns() // 1_000_000, file.last_number + 1)
     order = Override(what.action, what.scope, what.target, number, what.reason, now, expires)  # type: ignore[arg-type]
     entry = event_entry("override", sign_statement(order, open_signers(signing.key, signing.passphrase_file)))
     fields: dict[str, object] = {
@@ -279,12 +287,10 @@ def _order(what: _What, signing: _Signing, path: Path, log: _Log | None, how: _H
     on = f"{what.scope} {what.target}"
     if how.dry_run:
         file.check(entry)
-        print_result(fields, how.as_json, f"would {what.action} {on}")
+        print_result(fields, how.as_json, f"would {what.action} {on} as order {number}")
         return
-    if what.scope == "all" and not how.yes:
-        typer.confirm(
-            f"This will {what.action} every engine that looks at {path}. Go on?", abort=True, err=True
-        )
+    if what.scope == "all":
+        confirm(f"This will {what.action} every engine that looks at {path}. Go on?", how.yes)
     file.append(entry)
     shown, warning = _recorded(file, trusted, log)
     print_result(fields | shown, how.as_json, f"order {number}: {what.action} {on}{_where(shown)}")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fieldprint.anchor.policy import SignerRule
 
 app = typer.Typer(help="Who may sign what.", no_args_is_help=True)
+LABEL = "untrusted"  # that no kind of a new policy may have
 
 
 @app.command("new")
@@ -39,32 +40,41 @@ def policy_new(
     status_signer: Annotated[
         list[Path] | None, typer.Option("--status-signer", help="Public key that may sign status roots.")
     ] = None,
+    endorser: Annotated[
+        list[Path] | None,
+        typer.Option("--endorser", help="Public key that may endorse away the label; may sign anchors too."),
+    ] = None,
+    endorser_threshold: Annotated[
+        int | None,
+        typer.Option("--endorser-threshold", min=1, help="Endorsers who must sign; all, if not given."),
+    ] = None,
 ) -> None:
-    """Write a policy: these keys sign anchors of every kind, untrusted taint is refused, anchors live a year."""
+    """Write a policy: these keys sign anchors of every kind, the label untrusted is refused, anchors live a year.
+
+    With --endorser, an anchor with that label may be used once they have endorsed it away (`anchor endorse`).
+    """
     from fieldprint.anchor import KINDS, KindRule, Policy, load_public_key
     from fieldprint.anchor.policy import StatusRule
     from fieldprint.note import COSIGNATURES, VerifierKey
 
-    others = [*(override_signer or []), *(status_signer or [])]
-    names = {path.stem: load_public_key(path).public_bytes_raw() for path in signer}
-    known_keys = names | {path.stem: load_public_key(path).public_bytes_raw() for path in others}
-    if len(names) != len(signer) or len(known_keys) != len(signer) + len({path.stem for path in others}):
-        raise ValueError("two key files have the same name, and a policy names keys by it; rename one")
-    rule = KindRule(tuple(names), threshold, 512, 366, ("untrusted",))
+    if endorser_threshold is not None and not endorser:
+        raise typer.BadParameter("--endorser-threshold belongs to --endorser")
+    keys = _keys([*signer, *(override_signer or []), *(status_signer or []), *(endorser or [])])
+    names = tuple(dict.fromkeys(path.stem for path in signer))
     verifier = VerifierKey(origin, load_public_key(log_pub).public_bytes_raw())
     known = tuple(witness or ())
     witnesses = {VerifierKey.parse(text, COSIGNATURES).name for text in known}
-    needed = len(witnesses) if minimum is None else minimum
-    rules = dict.fromkeys(KINDS, rule)
+    endorsers = _role(endorser, endorser_threshold)
     policy = Policy(
-        known_keys,
-        rules,
-        tuple(names),
+        keys,
+        dict.fromkeys(KINDS, KindRule(names, threshold, 512, 366, (LABEL,))),
+        names,
         threshold,
         str(verifier),
         known,
-        needed,
-        override=_role(override_signer),
+        len(witnesses) if minimum is None else minimum,
+        endorsement={} if endorsers is None else {LABEL: endorsers},
+        override=_role(override_signer, 1),
         status=None if not status_signer else StatusRule(tuple(p.stem for p in status_signer)),
     )
     Policy.from_bytes(policy.to_bytes())  # refuses what nobody could read
@@ -111,7 +121,21 @@ def policy_show(
     typer.echo(f"log {policy.log_key.name}; witnesses: {policy.quorum_text}")
 
 
-def _role(paths: list[Path] | None) -> "SignerRule | None":
+def _keys(paths: list[Path]) -> dict[str, bytes]:
+    """The public keys by the names of their files; one file may stand for several purposes."""
+    from fieldprint.anchor import load_public_key
+
+    keys: dict[str, bytes] = {}
+    for path in paths:
+        raw = load_public_key(path).public_bytes_raw()
+        if keys.setdefault(path.stem, raw) != raw:
+            raise ValueError("two key files have the same name, and a policy names keys by it; rename one")
+    return keys
+
+
+def _role(paths: list[Path] | None, threshold: int | None) -> "SignerRule | None":
+    """These keys, as many as the threshold, or all of them."""
     from fieldprint.anchor.policy import SignerRule
 
-    return SignerRule(tuple(path.stem for path in paths)) if paths else None
+    names = tuple(dict.fromkeys(path.stem for path in paths or ()))
+    return SignerRule(names, threshold or len(names)) if names else None

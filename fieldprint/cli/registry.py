@@ -10,7 +10,7 @@ import typer
 
 from fieldprint.cli.cosigning import warn
 from fieldprint.cli.events import Place, anchor_digest, append_made
-from fieldprint.cli.inputs import open_policy, open_reader, open_signers, write_new
+from fieldprint.cli.inputs import confirm, open_policy, open_reader, open_signers, write_new
 from fieldprint.cli.options import (
     DryRun,
     Json,
@@ -21,7 +21,7 @@ from fieldprint.cli.options import (
     QuorumFile,
     Yes,
 )
-from fieldprint.cli.output import print_result, print_table, progress_bar
+from fieldprint.cli.output import order_words, print_result, print_table, progress_bar
 from fieldprint.errors import FieldprintError, VerificationError
 
 if TYPE_CHECKING:
@@ -108,9 +108,7 @@ def registry_rebuild(
         if differ:
             raise typer.Exit(1)
         return
-    if not yes:
-        question = f"Replace every row of the registry in {_shown(database)} by what {log} gives?"
-        typer.confirm(question, abort=True, err=True)
+    confirm(f"Replace every row of the registry in {_shown(database)} by what {log} gives?", yes)
     with RegistryDatabase(database, create=True) as opened, progress_bar("reading", size, as_json) as advance:
         opened.rebuild(reader, trusted, workers=count, progress=lambda done, _: advance(done))
         summary = opened.summary()
@@ -234,6 +232,7 @@ def registry_show(anchor: Anchor, database: DatabasePlace = "registry.db", as_js
     if as_json:
         print_result(fields, True, "")
         return
+    fields["override"] = None if override is None else order_words(override)
     cells = [
         (key, ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value))
         for key, value in fields.items()
@@ -274,7 +273,7 @@ def registry_status(
         typer.Option("--prove", help="Prove that an anchor is not revoked: its file, or its digest."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Where the proof goes; else it is printed.")
+        Path | None, typer.Option("--out", help="Where the proof goes; else to standard output, alone.")
     ] = None,
     last_signed: LastSignedFile = None,
     quorum: QuorumFile = None,
@@ -313,9 +312,14 @@ def registry_status(
     if wanted is not None:
         proof = prove_not_revoked(registry, reader, wanted).to_bytes()
         fields["proof"] = proof.decode() if out is None else str(out)
+        said += f"\nnot revoked: {wanted[:16]}" + (f", proof in {out}" if out else "")
         if out is not None:
             write_new(out, proof)
-        said += f"\nnot revoked: {wanted[:16]}, proof " + (f"in {out}" if out else f"\n{proof.decode()}")
+        elif not as_json:
+            typer.echo(said, err=True)
+            typer.echo(proof.decode(), nl=False)
+            warn(warning)
+            return
     print_result(fields, as_json, said)
     warn(warning)
 

@@ -148,7 +148,7 @@ def _checked_token(path: Path) -> str:
 
 
 def _prepare_folders(receipts: Path, control: Path) -> None:
-    from fieldprint.adapters.vllm.ask import ControlFolder
+    from fieldprint.adapters.vllm.ask import RunningEngine
 
     try:
         receipts.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -156,7 +156,7 @@ def _prepare_folders(receipts: Path, control: Path) -> None:
         raise FieldprintError(
             f"{receipts} cannot be made: {error.strerror}", remedy="Give --receipts"
         ) from error
-    ControlFolder(control).prepare()
+    RunningEngine(control).prepare()
 
 
 def _say(line: str) -> None:

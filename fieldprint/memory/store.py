@@ -190,17 +190,28 @@ class MemoryStore:
         """The id that begins with these hex digits.
 
         Raises:
-            FieldprintError: none does, or more than one.
+            FieldprintError: none does, or more than one, or it was deleted.
         """
         if not PREFIX.fullmatch(prefix):
             raise FieldprintError(f"an id begins with 8 to 64 hex digits, not {prefix[:80]!r}")
         low, high = (bytes.fromhex(prefix.ljust(64, fill)) for fill in "0f")
-        here = MEMORIES.c.id.between(low, high) & MEMORIES.c.text.is_not(None)
+        gone = MEMORIES.c.text.is_(None)
+        query = (
+            select(MEMORIES.c.id, gone.label("gone")).where(MEMORIES.c.id.between(low, high)).order_by(gone)
+        )
         with self._database.reading() as connection:
-            found = connection.execute(select(MEMORIES.c.id).where(here).limit(2)).scalars().all()
-        if len(found) != 1:
-            raise _unknown(prefix) if not found else FieldprintError(f"several memories begin with {prefix}")
-        return bytes(found[0]).hex()
+            found = connection.execute(query.limit(2)).all()
+        there = [row.id for row in found if not row.gone]
+        if len(there) > 1:
+            raise FieldprintError(f"several memories begin with {prefix}")
+        if not there and found:
+            raise FieldprintError(
+                f"memory {bytes(found[0].id).hex()[:16]} was deleted",
+                remedy="Its labels stay with what was derived from it",
+            )
+        if not there:
+            raise _unknown(prefix)
+        return bytes(there[0]).hex()
 
     def delete(self, id: str) -> bool:  # noqa: A002
         """Whether a memory was there. Text, source and vector go; id, lineage and labels stay, for what was derived

@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from hashlib import sha256
 from itertools import islice
 from typing import Any, Self
 
@@ -258,7 +257,7 @@ class RegistryDatabase:
         if written:
             write_changes(connection, registry, changes, mark, first)
             root = reader.root_hash(registry.position).hex()
-            moved = Position(reader.checkpoint().origin, registry.position, root, _digest(registry.policy))
+            moved = Position(reader.checkpoint().origin, registry.position, root, registry.policy.digest)
             self._store(connection, moved, new=position is None)
             self._notify(connection)
         return written
@@ -360,6 +359,7 @@ class RegistryDatabase:
             revocation=revocation,
             newer=row.newer,
             override=strongest(found, now, anchor=anchor, kind=kind),
+            policy=row.made_with or "",
         )
 
     def anchor(self, digest: str) -> AnchorRecord | None:
@@ -466,12 +466,8 @@ class RegistryDatabase:
                     yield json.dumps({"table": table.name, **row}, sort_keys=True, separators=(",", ":"))
 
 
-def _digest(policy: Policy) -> str:
-    return sha256(policy.to_bytes()).hexdigest()
-
-
 def _check_policy(position: Position, policy: Policy) -> None:
-    if position.policy != _digest(policy):
+    if position.policy != policy.digest:
         raise FieldprintError("the registry database was made with another policy", remedy=REBUILD)
 
 

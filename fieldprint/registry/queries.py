@@ -2,9 +2,17 @@
 
 from typing import Any
 
-from sqlalchemy import Column, Select, String, and_, bindparam, select
+from sqlalchemy import Column, Select, String, and_, bindparam, select, true
 
-from fieldprint.registry.tables import ANCHORS, LINEAGE, OVERRIDES, PROMOTIONS, REVOCATIONS, SUPERSESSIONS
+from fieldprint.registry.tables import (
+    ANCHORS,
+    LINEAGE,
+    OVERRIDES,
+    POSITION,
+    PROMOTIONS,
+    REVOCATIONS,
+    SUPERSESSIONS,
+)
 
 
 def _standing_query() -> Select[Any]:
@@ -16,10 +24,12 @@ def _standing_query() -> Select[Any]:
         REVOCATIONS.c.reason.label("revoked_reason"),
         REVOCATIONS.c.time.label("revoked_time"),
         SUPERSESSIONS.c.newer.label("newer"),
+        POSITION.c.policy.label("made_with"),
     ).select_from(
         asked.outerjoin(ANCHORS, ANCHORS.c.digest == anchor)
         .outerjoin(REVOCATIONS, REVOCATIONS.c.anchor == anchor)
         .outerjoin(SUPERSESSIONS, and_(SUPERSESSIONS.c.older == anchor, SUPERSESSIONS.c.kind == kind))
+        .outerjoin(POSITION, true())
     )
 
 

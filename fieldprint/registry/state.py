@@ -31,7 +31,7 @@ class Refused:
     """An event that changed nothing.
 
     why: malformed, no-rule, signatures, already-registered, revoked, superseded, parent-unknown, parent-revoked, validity,
-    forbidden-taint, unknown-anchor, differs, kind, model, number, not-in-force, size, count or root. what: in
+    forbidden-taint, unknown-anchor, label, differs, kind, model, number, not-in-force, size, count or root. what: in
     words.
     """
 
@@ -57,6 +57,7 @@ class Standing:
 
     registration, taint, revoked_ancestor: of its record; None and empty if it is not registered. revocation: whether
     registered or not. newer: who superseded it for its kind. override: in force on it, its kind or everything.
+    policy: digest of the one that a database was filled under, "" before that; None where the caller replayed with his own.
     """
 
     registration: Registration | None
@@ -65,6 +66,7 @@ class Standing:
     revocation: Revocation | None
     newer: str | None
     override: Override | None
+    policy: str | None = None
 
 
 class RegistryView(Protocol):
@@ -137,6 +139,20 @@ class Registry:
     ) -> Override | None:
         """The override in force on this anchor, kind or engine: a freeze before a bypass, then the newest."""
         return strongest(self.overrides.values(), now, anchor=anchor, kind=kind, engine=engine)
+
+    def taint_of(self, new: Registration) -> frozenset[str]:
+        """The labels that an anchor has, or would have if it were registered now.
+
+        Raises:
+            EventError: a parent is not registered; then nobody knows.
+        """
+        record = self.anchors.get(new.anchor)
+        if record is not None:
+            return record.taint
+        for parent in new.parents:
+            if parent not in self.anchors:
+                raise EventError("parent-unknown", f"the parent {parent[:16]} is not registered")
+        return self._lineage.taint_of(new)
 
     def standing(self, anchor: str, kind: str, now: datetime) -> Standing:
         """What is said of an anchor of this kind at this time."""
@@ -215,8 +231,6 @@ class Registry:
             case Supersession():
                 return self._supersede(event, event.content)
             case Endorsement():
-                if event.content.anchor in self.revoked:
-                    raise EventError("revoked", "the endorsed anchor is revoked")
                 return self._endorse(event.content)
             case Revocation():
                 return self._revoke(event.content)
@@ -247,10 +261,12 @@ class Registry:
             raise EventError(
                 "validity", f"it is valid for longer than the {rule.max_age_days} days of the policy"
             )
-        forbidden = sorted(self._lineage.taint_of(new).intersection(rule.forbidden_taint))
+        forbidden = sorted(self.taint_of(new).intersection(rule.forbidden_taint))
         if forbidden:
             raise EventError(
-                "forbidden-taint", f"its taint holds {', '.join(forbidden)}, which {new.kind} must not have"
+                "forbidden-taint",
+                f"its taint holds {', '.join(forbidden)}, which {new.kind} must not have",
+                remedy=self.policy.endorsing(new.anchor, forbidden),
             )
         self._lineage.add(index, new)
         return [new.anchor]
@@ -322,6 +338,13 @@ class Registry:
         return [new.anchor, *self._lineage.revoked(new.anchor)]
 
     def _endorse(self, new: Endorsement) -> list[str]:
+        """Of an anchor that is not registered nobody knows the labels; of one that is, they never become more."""
+        if new.anchor in self.revoked:
+            raise EventError("revoked", "the endorsed anchor is revoked")
+        record = self.anchors.get(new.anchor)
+        missing = [] if record is None else sorted(set(new.labels) - record.taint)
+        if missing:
+            raise EventError("label", f"the anchor does not have {', '.join(missing)}, or has it no more")
         changed = self._lineage.endorse(new.anchor, new.labels)
         registered = [new.anchor] if new.anchor in self.anchors else []  # its taint may be what it was
         return list(dict.fromkeys(registered + changed))

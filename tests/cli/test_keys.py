@@ -179,7 +179,7 @@ def test_the_same_reference_signs_revocations(folder: Path) -> None:
     owner = load_private_key(folder / "keys/owner.key")
     (folder / "a.json").write_bytes(sign_anchor(ARTIFACT, [owner]))
     (folder / "b.json").write_bytes(sign_anchor(replace(ARTIFACT, name="b"), [owner]))
-    why = ("--reason", "lost", *LOG, "--json")
+    why = ("--reason", "lost", *LOG, "--yes", "--json")
     by_file = ("anchor", "revoke", "a.json", "--key", "keys/safe.key", "--passphrase-file", "secret", *why)
     assert json.loads(said(folder, *by_file))["index"] == 0
     ring = {

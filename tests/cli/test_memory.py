@@ -64,10 +64,10 @@ def test_derive_label_show_delete(folder: Path) -> None:
     shown = asked(folder, "show", made["id"])
     assert shown["taint"] == ["bulk", "mine", "pii", "web"] and shown["ancestors"] == [first["id"]]
     assert asked(folder, "delete", short, "--dry-run")["dry_run"]
-    assert run_here(folder, "memory", "delete", short).returncode == 1  # nobody said yes
+    assert run_here(folder, "memory", "delete", short).returncode == 2  # nobody said yes
     asked(folder, "delete", short, "--yes")
     ended = run_here(folder, "memory", "show", short)
-    assert ended.returncode == 1 and "there is no memory" in ended.stderr
+    assert ended.returncode == 1 and f"memory {first['id'][:16]} was deleted" in ended.stderr
 
 
 def test_pack_and_sign(folder: Path, model_folder: Path) -> None:
@@ -95,6 +95,49 @@ def test_pack_and_sign(folder: Path, model_folder: Path) -> None:
     assert run_here(folder, *register, *trusted).returncode == 0
     derived = asked(folder, "derive", "From birds.", "--anchor", "birds.dsse", *trusted)
     assert derived["taint"] == ["bulk", "web"] and derived["parents"] == [artifact.digest]
+
+
+def test_a_packed_label_is_endorsed_away_by_the_threshold(folder: Path, model_folder: Path) -> None:
+    """From a web page to a pinned memory: refused at each step until two of the policy's endorsers have read it."""
+    for name in ("owner", "second", "log"):
+        assert run_here(folder, "keys", "new", name).returncode == 0
+    new = ("policy", "new", "policy.toml", "--signer", "keys/owner.pub", "--log-pub", "keys/log.pub")
+    endorsers = ("--endorser", "keys/owner.pub", "--endorser", "keys/second.pub")
+    assert run_here(folder, *new, *endorsers).returncode == 0
+    assert run_here(folder, "log", "new", "log", "--log-key", "keys/log.key").returncode == 0
+    trusted = ("--policy", "policy.toml", "--log", "log")
+    write, owner = (*trusted, "--log-key", "keys/log.key"), ("--key", "keys/owner.key")
+
+    asked(folder, "add", "A page says that falcons are birds.", "--taint", "untrusted")
+    packed = asked(folder, "pack", "falcons", "-k", "1", "--budget", "200", "--out", "c.json")
+    assert packed["taint"] == ["untrusted"]
+    signed = asked(folder, "sign", "c.json", *owner, "--out", "birds.json", "--model", model_folder)
+    digest = signed["anchor"]
+    register = ("anchor", "register", "birds.json", *owner, *write)
+    promote = ("promote", "birds.json", *trusted, "--model", model_folder)
+    endorse = ("anchor", "endorse", "birds.json", "--label", "untrusted", "--reason", "read", "--yes", *write)
+
+    def refused(*arguments: str | Path) -> str:
+        ended = run_here(folder, *arguments)
+        assert ended.returncode == 1, ended.stdout
+        return ended.stderr
+
+    told = refused(*register)
+    assert "forbidden-taint" in told
+    assert f"fieldprint anchor endorse {digest} --label untrusted" in told
+    told = refused(*promote)
+    assert "check 5 failed" in told and f"endorse {digest} --label untrusted" in told
+    assert "1 of 2 needed signatures" in refused(*endorse, *owner)
+    assert "forbidden-taint" in refused(*register)
+    assert run_here(folder, *endorse, *owner, "--key", "keys/second.key").returncode == 0
+    assert "check 5 failed" in refused(*promote)  # endorsed, and not registered yet
+    assert run_here(folder, *register).returncode == 0
+    verify = ("anchor", "verify", "birds.json", "--policy", "policy.toml")
+    assert "check 5 failed" in refused(*verify)  # without the log nobody knows of the endorsement
+    assert run_here(folder, *verify, "--log", "log").returncode == 0
+    ended = run_here(folder, *promote, "--json")
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)["pages"] > 0
 
 
 @pytest.mark.parametrize(

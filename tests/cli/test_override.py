@@ -1,14 +1,15 @@
 """`fieldprint override` as an operator uses it, and what an engine that looks at the file does."""
 
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fieldprint.anchor import Policy, load_private_key
+from fieldprint.anchor import AnchorArtifact, Policy, load_private_key, sign_anchor
 from fieldprint.registry.orders import OrdersFile
-from tests.commands import run_here
+from tests.commands import run_here, run_process
 from tests.registry.world import override
 
 POLICY = ("--policy", "policy.toml")
@@ -59,6 +60,43 @@ def test_a_reason_is_no_markup_and_a_number_is_above_the_last(folder: Path) -> N
     assert ordered(folder, "freeze", *WARDEN, "--kind", "identity", "--reason", "x")["number"] == ahead + 1
 
 
+def test_a_dry_run_says_the_number_that_the_order_then_has(folder: Path) -> None:
+    freeze = ("freeze", *WARDEN, "--kind", "identity", "--reason", "x")
+    dry = ordered(folder, *freeze, "--dry-run")
+    assert (
+        f"as order {dry['number']}"
+        in run_here(folder, "override", *freeze, "--dry-run", "--number", str(dry["number"])).stdout
+    )
+    assert ordered(folder, *freeze, "--number", str(dry["number"]))["number"] == dry["number"]
+    ended = run_here(folder, "override", *freeze, "--number", str(dry["number"]), "--dry-run")
+    assert ended.returncode == 1 and "number" in ended.stderr
+    assert ordered(folder, *freeze, "--dry-run")["number"] > dry["number"]
+
+
+def test_the_log_and_the_registry_say_what_was_ordered(folder: Path) -> None:
+    pytest.importorskip("sqlalchemy", reason="needs SQLAlchemy; the extra [registry] brings it")
+    now = datetime.now(UTC).replace(microsecond=0)
+    made = AnchorArtifact("note", "memory", "Oslo is cold.", now, now + timedelta(days=1))
+    (folder / "note").write_bytes(sign_anchor(made, [load_private_key(folder / "keys" / "owner.key")]))
+    assert (
+        run_here(folder, "anchor", "register", "note", "--key", "keys/owner.key", *POLICY, *LOG).returncode
+        == 0
+    )
+    first = ordered(folder, "freeze", *WARDEN, "--all", "--yes", "--reason", "x", *LOG)["number"]
+    ordered(folder, "restore", str(first), *WARDEN, "--reason", "over", *LOG)
+    order = ordered(
+        folder, "bypass", *WARDEN, "--kind", "memory", "--hours", "1", "--reason", "it leaks", *LOG
+    )
+    shown = " ".join(run_process(folder, "log", "show", "log", *POLICY, COLUMNS="200").stdout.split())
+    assert f"a signed override: freeze everything, number {first}, until restored: x" in shown
+    assert f"the signed end of override {first}: over" in shown
+    words = f"bypass kind memory, number {order['number']}, until {order['expires']}: it leaks"
+    assert f"a signed override: {words}" in shown
+    assert run_here(folder, "registry", "sync", *POLICY, *LOG[:2]).returncode == 0
+    shown = " ".join(run_process(folder, "registry", "show", made.digest, COLUMNS="200").stdout.split())
+    assert words in shown
+
+
 def test_an_order_stands_when_the_log_cannot_be_written(folder: Path) -> None:
     made = ordered(
         folder, "freeze", *WARDEN, "--all", "--yes", "--reason", "an alarm", "--log", "elsewhere",
@@ -92,7 +130,8 @@ def test_a_file_of_orders_that_is_not_there_is_told(folder: Path) -> None:
 def test_a_dry_run_and_a_question_that_is_not_answered_order_nothing(folder: Path) -> None:
     assert ordered(folder, "freeze", *WARDEN, "--all", "--reason", "x", "--dry-run")["dry_run"] is True
     ended = run_here(folder, "override", "freeze", *WARDEN, "--all", "--reason", "x")
-    assert ended.returncode == 1
+    assert ended.returncode == 2
+    assert "--yes" in ended.stderr
     assert not (folder / "orders").exists()
 
 
@@ -166,3 +205,10 @@ def test_an_engine_that_looks_at_the_file_is_frozen_bypassed_and_restored(
     ended = run_here(folder, *generate)
     assert "[without the anchor: " in ended.stdout
     assert "it leaks" in ended.stdout
+    other = ("--key", "keys/warden.key", *POLICY, "--orders", "other", *LOG)
+    ordered(folder, "freeze", *other, "--engine", "north", "--reason", "x", "--number", str(2**52))
+    ordered(folder, "bypass", *WARDEN, "--engine", "south", "--reason", "y")
+    ended = run_here(folder, *generate, "--json")
+    assert ended.returncode == 0, ended.stderr
+    assert "warning: the log refuses an order" in ended.stderr
+    assert "the log refuses an order" in json.loads(ended.stdout)["warning"]

@@ -104,8 +104,8 @@ def test_supersede_asks_shows_and_appends(folder: Path) -> None:
     supersede = ("anchor", "supersede", "old.json", artifact("new").digest, "--reason", "newer", *OWN)
     before = size(folder)
     assert done(folder, *supersede, "--dry-run")["changed"] == [artifact("old").digest]
-    ended = run_here(folder, *supersede)  # nobody answers the question
-    assert ended.returncode == 1 and "cannot be taken back" in ended.stderr
+    ended = run_here(folder, *supersede)  # nobody is there to answer the question
+    assert ended.returncode == 2 and "cannot be taken back" in ended.stderr and "--yes" in ended.stderr
     assert size(folder) == before
     assert done(folder, *supersede, "--yes")["index"] == before
     assert "(superseded)" in refused(folder, *supersede, "--yes")
@@ -118,15 +118,21 @@ def test_a_tainted_anchor_is_endorsed_first(folder: Path) -> None:
     assert "forbidden-taint" in refused(folder, "anchor", "register", "web.json", *OWN)
     endorse = ("anchor", "endorse", "web.json", "--reason", "read", *OWN)
     before = size(folder)
-    assert "no-rule" in refused(folder, *endorse, "--label", "web", "--yes")
-    assert "no-rule" in refused(folder, *endorse, "--label", "web", "--dry-run")
+    assert "does not have web" in refused(folder, *endorse, "--label", "web", "--key", "keys/none.key")
+    assert "does not have web" in refused(folder, *endorse, "--label", "web", "--dry-run")
+    unknown = ("anchor", "endorse", "ab" * 32, "--reason", "read", *OWN, "--label", "web")
+    assert "no-rule" in refused(folder, *unknown, "--dry-run")
     assert size(folder) == before
     assert done(folder, *endorse, "--label", "untrusted", "--yes")["index"] == before
-    # The registration is believed now; `verify` still looks at the artifact's own labels.
+    verify = ("anchor", "verify", "web.json")
+    assert "check 5 failed" in refused(folder, *verify, *READ)  # not registered yet
     said(folder, "anchor", "register", "web.json", *OWN)
+    for named in ("web.json", artifact("web", taint=("untrusted",)).digest):
+        again = ("anchor", "endorse", named, "--reason", "read", *OWN, "--label", "untrusted", "--yes")
+        assert "has it no more" in refused(folder, *again)
     done(folder, "registry", "sync", *READ)
     shown = done(folder, "registry", "show", artifact("web", taint=("untrusted",)).digest)
-    assert (shown["taint"], shown["own_taint"]) == ([], ["untrusted"])
+    assert (shown["taint"], shown["own_taint"], shown["endorsed"]) == ([], ["untrusted"], ["untrusted"])
 
 
 def test_rebuild_compares_asks_and_replaces(folder: Path) -> None:
@@ -140,7 +146,7 @@ def test_rebuild_compares_asks_and_replaces(folder: Path) -> None:
         connection.execute(text("UPDATE registry_anchors SET taint = '[]', state = 'active'"))
     ended = run_here(folder, *rebuild, "--dry-run", "--json")
     assert ended.returncode == 1 and json.loads(ended.stdout)["differ"] == {"registry_anchors": 4}
-    assert run_here(folder, *rebuild).returncode == 1  # nobody answers the question
+    assert run_here(folder, *rebuild).returncode == 2  # nobody is there to answer
     assert done(folder, *rebuild, "--yes")["anchors"] == {"registered": 2}
     assert done(folder, *rebuild, "--dry-run")["differ"] == {}
 
@@ -165,11 +171,15 @@ def test_status_signs_and_proves(folder: Path) -> None:
     policy = Policy.from_bytes((folder / "policy.toml").read_bytes())
     proof = StatusProof.from_bytes((folder / "new.proof").read_bytes())
     assert verify_not_revoked(proof, policy, digest, datetime.now(UTC)).count == 0
-    said(folder, "anchor", "revoke", "new.json", *OWN, "--reason", "lost")
+    said(folder, "anchor", "revoke", "new.json", *OWN, "--reason", "lost", "--yes")
     assert "revoked" in refused(folder, *status, "--prove", digest)
     assert "since the last status root" in refused(folder, *status, "--prove", artifact("old").digest)
     assert done(folder, *signed)["last"]["count"] == 1
-    assert "not revoked" in said(folder, *status, "--prove", artifact("old").digest)
+    shown = run_here(folder, *status, "--prove", artifact("old").digest)
+    assert "not revoked" in shown.stderr
+    assert StatusProof.from_bytes(shown.stdout.encode()).to_bytes() == shown.stdout.encode()
+    found = done(folder, *status, "--prove", artifact("old").digest)
+    assert StatusProof.from_bytes(found["proof"].encode()).to_bytes() == shown.stdout.encode()
     assert run_here(folder, *status, "--key", "keys/owner.key").returncode == 2
     misspelt = run_here(folder, *status, "--prove", "abc")
     assert misspelt.returncode == 2
@@ -192,7 +202,7 @@ def test_who_has_no_log_verifies_with_a_status_proof(folder: Path) -> None:
     )
     assert silent.returncode == 2
     assert "table `status`" in silent.stderr
-    said(folder, "anchor", "revoke", "new.json", *OWN, "--reason", "lost")
+    said(folder, "anchor", "revoke", "new.json", *OWN, "--reason", "lost", "--yes")
     done(folder, *signed, "--prove", "old.json", "--out", "old.proof")
     assert "check 16 failed" in refused(folder, *verify, "--status", "old.proof")
     said(folder, "anchor", "verify", "old.json", "--policy", "policy.toml", "--status", "old.proof")
@@ -200,8 +210,8 @@ def test_who_has_no_log_verifies_with_a_status_proof(folder: Path) -> None:
 
 def test_a_password_in_the_url_is_not_shown(folder: Path) -> None:
     url = "postgresql://me:secret-word@127.0.0.1:1/registry"
-    for ended in (
-        run_here(folder, "registry", "sync", *READ, "--database", url, "--json"),
-        run_here(folder, "registry", "rebuild", *READ, "--database", url),
+    for code, ended in (
+        (1, run_here(folder, "registry", "sync", *READ, "--database", url, "--json")),
+        (2, run_here(folder, "registry", "rebuild", *READ, "--database", url)),
     ):
-        assert ended.returncode == 1 and "secret-word" not in ended.stdout + ended.stderr
+        assert ended.returncode == code and "secret-word" not in ended.stdout + ended.stderr

@@ -94,13 +94,13 @@ OF_NAME = {
     "signatures": "authority", "no-rule": "authority",
     "already-registered": "finality", "revoked": "finality", "superseded": "finality", "parent-revoked": "finality",
     "parent-unknown": "rules", "unknown-anchor": "rules", "differs": "rules", "kind": "rules", "model": "rules",
-    "validity": "rules", "forbidden-taint": "rules",
+    "validity": "rules", "forbidden-taint": "rules", "label": "rules",
     "number": "door", "not-in-force": "door",
     "size": "status", "count": "status", "root": "status",
 }  # fmt: skip
 OF_CHECK = {
     3: "rules", 4: "authority", 5: "rules", 6: "rules", 7: "rules", 8: "finality", 9: "finality", 10: "rules",
-    11: "rules", 12: "rules", 13: "finality", 14: "rules", 15: "door", 16: "status",
+    11: "rules", 12: "rules", 13: "finality", 14: "rules", 15: "door", 16: "status", 17: "rules",
 }  # fmt: skip
 
 
@@ -119,6 +119,16 @@ class Signed:
     artifact: AnchorArtifact
     keys: Keys
     data: bytes
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The registry as a database gives it."""
+
+    registry: Any
+
+    def standing(self, anchor: str, kind: str, now: datetime) -> Any:
+        return replace(self.registry.standing(anchor, kind, now), policy=POLICY_OF_ALL.digest)
 
 
 def _sign(artifact: AnchorArtifact, keys: Keys, right: Keys) -> Signed:
@@ -278,10 +288,16 @@ class Anchors(RuleBasedStateMachine):
 
     @rule(one=which, labels=some_labels, by=by, hold=held)
     def endorse(self, one: int, labels: set[str], by: Any, hold: bool) -> None:
+        """Any anchor; or one that names labels itself, for these, and it is registered then."""
         if not self.signed:
             return
-        made = Endorsement(self._pick(one).artifact.digest, tuple(sorted(labels)), "read", TIME)
+        own = one % 4 == 0
+        artifact = (self._labelled if own else self._pick)(one).artifact
+        chosen = artifact.taint if own and artifact.taint else tuple(sorted(labels))
+        made = Endorsement(artifact.digest, chosen, "read", TIME)
         self._append("endorse", made, by, (OWNER, SECOND), hold)
+        if own:
+            self._append("sign", Registration.of(artifact), "right", RIGHT[artifact.kind])
 
     @rule(one=which, by=by, hold=held)
     def revoke(self, one: int, by: Any, hold: bool) -> None:
@@ -367,6 +383,8 @@ class Anchors(RuleBasedStateMachine):
             self.step()
             chosen = self._pick(one)
             self.verify(chosen, model, policy=STRICT)
+            self.verify(chosen, model, policy=STRICT, stored=True)
+            self.verify(chosen, model, stored=True)
             self.verify(chosen, model, policy=STRICT, with_registry=False)
             self.verify(chosen, model, with_registry=False)
 
@@ -430,12 +448,15 @@ class Anchors(RuleBasedStateMachine):
         for one in self.signed:
             self.verify(one, MODEL)
 
-    def verify(self, one: Signed, model: str | None, *, policy: Any = POLICY_OF_ALL, with_registry: bool = True) -> None:  # fmt: skip
+    def verify(self, one: Signed, model: str | None, *, policy: Any = POLICY_OF_ALL, with_registry: bool = True, stored: bool = False) -> None:  # fmt: skip
+        """stored: as in a database, which says under which policy it was filled."""
         artifact = one.artifact
         failed = self.truth.failed_checks(
             artifact, one.keys, policy=policy, now=self.now, model=model, with_registry=with_registry
         )
-        registry = self.registry if with_registry else None
+        failed |= {17} if stored and policy != POLICY_OF_ALL else set()
+        view = Stored(self.registry) if stored else self.registry
+        registry = view if with_registry else None
         check = self._guard(lambda: _check_of(one.data, policy, self.now, registry, model))
         if check == 0:
             if artifact.kind in ("identity", "policy") and with_registry:
@@ -480,6 +501,13 @@ class Anchors(RuleBasedStateMachine):
         found = [signed for signed in self.signed if signed.artifact.digest not in known]
         ready = [signed for signed in found if known.keys() >= set(signed.artifact.parents)]
         found = ready or found
+        return found[one // 4 % len(found)] if found else self._pick(one)
+
+    def _labelled(self, one: int) -> Signed:
+        """One that names a label itself and, if possible, is not registered yet; or any."""
+        found = [signed for signed in self.signed if signed.artifact.taint]
+        waiting = [signed for signed in found if signed.artifact.digest not in self.truth.registered]
+        found = waiting or found
         return found[one // 4 % len(found)] if found else self._pick(one)
 
     def _above(self, one: int) -> Signed:

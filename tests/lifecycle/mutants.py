@@ -20,14 +20,14 @@ SOURCES: tuple[tuple[ModuleType, str | None, tuple[str, ...]], ...] = (
     (
         state,
         "Registry",
-        ("_believe", "_register", "_usable", "_promote", "_supersede", "_revoke", "_override", "_status"),
+        ("_believe", "_register", "_usable", "_promote", "_supersede", "_revoke", "_endorse", "_override", "_status"),
     ),
     (
         verify,
         None,
         (
-            "verify_anchor", "_check_time", "_check_not_replaced", "_check_registered", "_check_no_override",
-            "_check_status",
+            "verify_anchor", "_check_policy", "_check_own_taint", "_check_time", "_check_not_replaced", "_check_registered",
+            "_check_no_override", "_check_status",
         ),
     ),
 )  # fmt: skip
@@ -109,6 +109,7 @@ def _both(name: str, *mutants: Mutant) -> Mutant:
 
 
 _TAINT, _ENDORSE, _PURPOSES = Lineage._taint, Lineage.endorse, events._purposes
+_CHECK_OWN = verify._check_own_taint
 
 
 def _taint_without_parents(self: Lineage, made: Any, before: str | None) -> frozenset[str]:
@@ -135,6 +136,10 @@ def _revoked_without_descendants(self: Lineage, anchor: str) -> list[str]:
 def _first_label_only(content: Any) -> tuple[str, ...]:
     purposes = _PURPOSES(content)
     return purposes[:1] if isinstance(content, Endorsement) else purposes
+
+
+def _no_endorsement_of_own(artifact: Any, policy: Any, standing: Any) -> None:
+    _CHECK_OWN(artifact, policy, None)
 
 
 def _known_key_ids(envelope: Any, trusted: Any) -> frozenset[str]:
@@ -176,6 +181,7 @@ def weakened() -> dict[str, Mutant]:
         _set("endorsement: of every label", Lineage, "endorse", _endorse_everything),
         _set("endorsement: signed for the first label", events, "_purposes", _first_label_only),
         _set("revocation: descendants go on", Lineage, "revoked", _revoked_without_descendants),
+        _set("verify: own labels, endorsed or not", verify, "_check_own_taint", _no_endorsement_of_own),
         _unforgeable_both(),
         _set("signers: of any role", events, "_check_rule", _any_signers),
         _set("signers: one is enough", events, "_check_rule", _one_signer),

@@ -63,6 +63,7 @@ WEAKENED = {
     "endorsement: of every label": {"taint", "rules"},
     "endorsement: signed for the first label": {"authority"},
     "revocation: descendants go on": {"finality"},
+    "verify: own labels, endorsed or not": {"liveness", "names"},
     "valid_signers: key ids without signatures": {"authority"},
     "signers: of any role": {"authority", "names"},
     "signers: one is enough": {"authority", "names"},
@@ -75,6 +76,7 @@ ALONE = (
     "both gates against taint",
     "taint: not of parents",
     "taint: not of the same text",
+    "taint: not its own labels",
     "taint: not what the kind adds",
     "endorsement: of any anchor",
 )

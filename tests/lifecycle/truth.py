@@ -88,6 +88,11 @@ class Truth:
         found = own | self.come_from(made.text_sha256, made.parents, before)
         return found - self.endorsed.get(made.anchor, set())
 
+    def taken_away(self, digest: str) -> set[str]:
+        """The labels that a registered anchor names itself and has no more."""
+        made = self.registered.get(digest)
+        return set(made.taint) & self.endorsed.get(digest, set()) if made else set()
+
     def ancestors(self, digest: str) -> set[str]:
         """Of a registered anchor, or none."""
         made = self.registered.get(digest)
@@ -143,8 +148,10 @@ class Truth:
                 found |= self._of_promotion(new)
             case Supersession() as new:
                 found |= self._of_supersession(new)
-            case Endorsement(anchor=anchor):
+            case Endorsement(anchor=anchor, labels=labels):
                 found |= {"revoked"} if anchor in self.revoked else set()
+                made = self.registered.get(anchor)
+                found |= {"label"} if made and set(labels) - self.taint(made) else set()
             case Revocation(anchor=anchor):
                 found |= {"revoked"} if anchor in self.revoked else set()
             case Override(number=number):
@@ -242,9 +249,10 @@ class Truth:
             return {3}
         names = {name for name in rule.signers if NAMES[name] in keys}
         longest = max((record.num_tokens for record in artifact.fieldprints), default=0)
+        own = set(artifact.taint) & set(rule.forbidden_taint)
         says = {
             4: len(names) < rule.threshold,
-            5: bool(set(artifact.taint) & set(rule.forbidden_taint)),
+            5: bool(own - self.taken_away(artifact.digest) if with_registry else own),
             6: not artifact.not_before <= now < artifact.not_after
             or artifact.not_after - artifact.not_before > timedelta(days=rule.max_age_days),
             7: longest > rule.max_tokens,

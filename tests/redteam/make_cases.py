@@ -161,7 +161,7 @@ def drifting() -> list[Case]:
         apply("drift into policy", "the same become a rule", turns, sign(R(rule)), "forbidden-taint"),
         apply("drift with its lineage dropped", "the last turn's words are signed as identity, without a parent", turns, sign(R(same)), "forbidden-taint"),
         apply("drift with one of two endorsers", "one of the two who must read it endorses the end of the drift", turns, endorse(R(last), "untrusted", keys=(OWNER,)), "signatures"),
-        apply("drift with another label endorsed", "the end of the drift is endorsed for a label that it does not have", [*turns, endorse(R(last), "web")], sign(R(heir)), "forbidden-taint"),
+        apply("drift with another label endorsed", "the end of the drift is endorsed for a label that it does not have", turns, endorse(R(last), "web"), "label"),
         apply("drift whose page is gone", "the page that began it is revoked, and the end is promoted", [*turns, revoke(R(drift(1)[1]))], promote(R(last)), "parent-revoked"),
         apply("drift from a revoked middle", "turn 249 is revoked, and the end becomes a parent", [*turns, revoke(middle)], sign(R(artifact("next", parents=[last.digest]))), "parent-revoked"),
         apply("drift with two parents, one endorsed", "turn 1 was endorsed, but the identity also comes from the page", [*turns, endorse(early, "untrusted")], sign(R(artifact("me", "identity", "Falcon.", parents=[early.anchor, drift(1)[1].digest]))), "forbidden-taint"),
@@ -514,13 +514,18 @@ unread("threshold of zero", "a kind that needs no signature", toml.replace("thre
 
 def endorsements() -> list[Case]:
     other = artifact("bad", "identity", "I tell the password!", parents=[SEEN.digest])
+    own = artifact("me", "identity", taint=["untrusted"])
     return [
         apply("for another digest", "the version before was endorsed", [*known(SEEN), endorse(R(other), "untrusted")], sign(R(TAINTED)), "forbidden-taint"),
         apply("for another label", "another label was endorsed", [*known(SEEN), endorse(R(TAINTED), "web")], sign(R(TAINTED)), "forbidden-taint"),
         apply("of one parent of two", "the other parent has the label too", [*known(SEEN, artifact("s2", "observation")), endorse(R(SEEN), "untrusted")], sign(R(artifact("bad", "identity", parents=[SEEN.digest, artifact("s2", "observation").digest]))), "forbidden-taint"),
         apply("by one of two", "one has read it", known(SEEN), endorse(R(TAINTED), "untrusted", keys=(OWNER,)), "signatures"),
         apply("of a child only", "a child was endorsed, its parent becomes an identity's parent", [*known(SEEN, artifact("c", parents=[SEEN.digest])), endorse(R(artifact("c", parents=[SEEN.digest])), "untrusted")], sign(R(TAINTED)), "forbidden-taint"),
-        verify("own label", "a label of its own stays, whoever endorses it", [endorse(R(artifact("me", "identity", taint=["untrusted"])), "untrusted"), *known(artifact("me", "identity", taint=["untrusted"]))], signed(artifact("me", "identity", taint=["untrusted"])), 5, "is tainted"),
+        apply("own label, another endorsed", "the label that it names itself is another one", [endorse(R(own), "web")], sign(R(own)), "forbidden-taint"),
+        apply("own label, by one of two", "one has read it", [], endorse(R(own), "untrusted", keys=(OWNER,)), "signatures"),
+        verify("own label, left out and registered", "the registration hides the label, so nothing was endorsed away", [sign(of(own, taint=()))], signed(own), 5, "is tainted"),
+        verify("own label, endorsed and not registered", "an endorsement alone", [endorse(R(own), "untrusted")], signed(own), 5, "is tainted"),
+        verify("own label, without the log", "who has no log sees no endorsement", [endorse(R(own), "untrusted"), *known(own)], signed(own), 5, "is tainted", replay=False),
     ]  # fmt: skip
 
 

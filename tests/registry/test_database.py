@@ -26,9 +26,11 @@ from fieldprint.tlog import LogReader
 from fieldprint.verify import verify_anchor
 from tests.registry.histories import append, history, write_log
 from tests.registry.world import (
+    DAY,
     OWNER,
     POLICY,
     SECOND,
+    SIGNERS,
     TIME,
     anchor,
     digest,
@@ -127,14 +129,16 @@ def test_look_ups_say_what_the_registry_says(url: str, log: LogReader) -> None:
             assert database.resolve(key[:16]) == key
             kind, name = record.registration.kind, record.registration.name
             for asked in (kind, "identity"):
-                assert database.standing(key, asked, TIME) == registry.standing(key, asked, TIME)
+                standing = registry.standing(key, asked, TIME)
+                assert database.standing(key, asked, TIME) == replace(standing, policy=POLICY.digest)
             found = database.active(kind, name)
             assert (found is not None) == (record.state == "active")
             parents = [other for other in registry.anchors if other in record.registration.parents]
             assert set(parents) <= set(database.ancestors(key))
             assert all(key in database.descendants(parent) for parent in parents)
         unknown = digest("nobody")
-        assert database.standing(unknown, "memory", TIME) == registry.standing(unknown, "memory", TIME)
+        standing = replace(registry.standing(unknown, "memory", TIME), policy=POLICY.digest)
+        assert database.standing(unknown, "memory", TIME) == standing
         states = [record.state for record in registry.anchors.values()]
         assert database.summary()["anchors"] == {state: states.count(state) for state in set(states)}
         assert len(database.anchors(state="revoked")) == states.count("revoked")
@@ -365,6 +369,29 @@ def test_a_forked_log_is_refused(url: str, log: LogReader, tmp_path: Path, same_
     with RegistryDatabase(url) as database, pytest.raises(FieldprintError, match="forked or rewritten"):
         database.sync(forked, POLICY)
     assert rows(url) == before
+
+
+def test_an_anchor_is_verified_under_the_policy_that_filled_the_database(url: str, tmp_path: Path) -> None:
+    made = AnchorArtifact("note", "memory", "Oslo is cold.", TIME, TIME + DAY)
+    signed = sign_anchor(made, SIGNERS["memory"])
+    reader = write_log(tmp_path / "small", [sign(Registration.of(made))])
+    other = replace(POLICY, revocation_threshold=1)
+    with RegistryDatabase(url, create=True) as database:
+
+        def check(policy: Policy) -> int:
+            try:
+                verify_anchor(signed, policy, now=TIME, registry=database)
+            except VerificationError as error:
+                return error.check
+            return 0
+
+        assert check(POLICY) == 17  # it has read no log
+        database.sync(reader, POLICY)
+        assert check(POLICY) == 0
+        assert check(Policy.from_bytes(POLICY.to_bytes())) == 0
+        assert check(other) == 17
+        database.rebuild(reader, other)
+        assert (check(POLICY), check(other)) == (17, 0)
 
 
 def test_another_policy_is_refused(url: str, log: LogReader) -> None:

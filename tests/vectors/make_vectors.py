@@ -297,6 +297,7 @@ def _descents() -> list[tuple[str, int | None, bytes, str, list[bytes]]]:
     heir = replace(ANCHOR, name="heir", text="Be brief and kind.", parents=(clean.digest,))
     grandchild = replace(heir, name="grandchild", parents=(heir.digest,))
     twin = replace(ANCHOR, name="twin")
+    own = replace(ANCHOR, name="own", taint=("untrusted",))
     half = replace(TWO, fieldprints=(RECORD, replace(RECORD, model="00" * 32)))
     revoked = revocation_entry(sign_revocation(clean.digest, "lost", NOW, [OWNER]))
     family = [registered(clean), registered(heir), registered(grandchild)]
@@ -310,6 +311,10 @@ def _descents() -> list[tuple[str, int | None, bytes, str, list[bytes]]]:
         ("endorsed too late", 11, child, MODEL, [registered(seen), registered(child), endorsed(child, OWNER, SECOND)]),
         ("an observation's text, signed anew as identity", 11, twin, MODEL, [registered(seen), registered(twin)]),
         ("good, that text was an identity's before an observation said it", None, twin, MODEL, [registered(twin), registered(seen)]),
+        ("good, a label that it names itself was endorsed away", None, own, MODEL, [endorsed(own, OWNER, SECOND), registered(own)]),
+        ("its own label, endorsed by one of two", 5, own, MODEL, [endorsed(own, OWNER), registered(own)]),
+        ("its own label, endorsed and not registered", 5, own, MODEL, [endorsed(own, OWNER, SECOND)]),
+        ("its own label, endorsed too late", 5, own, MODEL, [registered(own), endorsed(own, OWNER, SECOND)]),
         ("its parent is not registered", 11, heir, MODEL, [registered(heir)]),
         ("its parent was registered behind it", 11, heir, MODEL, [registered(heir), registered(clean)]),
         ("its parent was revoked before", 11, heir, MODEL, [registered(clean), revoked, registered(heir)]),

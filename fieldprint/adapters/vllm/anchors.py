@@ -6,12 +6,14 @@ from pathlib import Path
 
 from fieldprint.adapters.vllm.messages import Install
 from fieldprint.adapters.vllm.settings import ServeSettings
+from fieldprint.adapters.vllm.watching import WatchedOnce
 from fieldprint.anchor import Policy
 from fieldprint.errors import FieldprintError, FormatError
 from fieldprint.pipeline import gate_of
-from fieldprint.registry.gate import AnchorGate, Ruling, Unwatched, Watched
+from fieldprint.promote import Fieldprint
+from fieldprint.registry.gate import AnchorGate, Ruling
 from fieldprint.registry.orders import OrdersFile
-from fieldprint.registry.state import Registry
+from fieldprint.registry.state import RegistryView
 from fieldprint.verify import VerifiedAnchor, verify_anchor
 
 
@@ -19,7 +21,7 @@ from fieldprint.verify import VerifiedAnchor, verify_anchor
 class ServedAnchor:
     """An anchor of this engine, or with index 0 none: what stands in leaves and receipts, and the gate's last word.
 
-    blocks: of vLLM's, pinned; none until they are taken. acknowledged: ranks that have it in their blocks.
+    blocks: of vLLM's, pinned; none until they are taken. acknowledged: ranks that have it in their blocks; ready: all of them.
     """
 
     index: int
@@ -32,6 +34,7 @@ class ServedAnchor:
     tokens: int = 0
     blocks: tuple[int, ...] = ()
     acknowledged: frozenset[int] = frozenset()
+    ready: bool = False
     ruling: Ruling | None = None
 
     @property
@@ -55,8 +58,8 @@ class ServedAnchors:
         settings: which files.
         policy: whose signatures count.
         model: digest of the model's folder.
-        known: the registry as the log tells it.
-        watched: a registry that may change, or None.
+        view: the registry that anchors are verified by.
+        watched: a registry that may change.
         orders: the file of orders, or None.
 
     Raises:
@@ -69,39 +72,63 @@ class ServedAnchors:
         policy: Policy,
         *,
         model: str,
-        known: Registry,
-        watched: Watched | None,
+        view: RegistryView,
+        watched: WatchedOnce,
         orders: OrdersFile | None,
     ) -> None:
-        registry = watched or Unwatched(known)
-
-        def gate(verified: VerifiedAnchor | None) -> AnchorGate:
-            artifact = None if verified is None else verified.artifact
-            return gate_of(policy, artifact, name=settings.engine, registry=registry, orders=orders)
-
-        self.none = ServedAnchor(0, "", gate(None))
+        self._policy, self._model, self._view = policy, model, view
+        self._watched, self._orders, self._engine = watched, orders, settings.engine
+        self.none = ServedAnchor(0, "", self._gate(None), ready=True)
         self.all = [self.none]
+        self._by_name: dict[str, ServedAnchor] = {}
         for name, files in settings.anchors.items():
-            signed = read_file(files.artifact)
-            verified = verify_anchor(
-                signed, policy, now=datetime.now(UTC), registry=known, model=model, before=True
-            )
-            if verified.record is None:
-                raise FormatError(f"{files.artifact} has no fieldprint for this engine")
-            self.all.append(
-                ServedAnchor(
-                    len(self.all),
-                    name,
-                    gate(verified),
-                    signed,
-                    verified,
-                    verified.record.root,
-                    files.fieldprint,
-                    verified.record.num_tokens,
-                )
-            )
-        self._by_name = {anchor.name: anchor for anchor in self.all[1:]}
+            self.add(name, read_file(files.artifact), files.fieldprint)
         self.default = self.none if settings.default is None else self._by_name[settings.default]
+
+    def _gate(self, verified: VerifiedAnchor | None) -> AnchorGate:
+        artifact = None if verified is None else verified.artifact
+        return gate_of(
+            self._policy, artifact, name=self._engine, registry=self._watched.view(), orders=self._orders
+        )
+
+    def add(self, name: str, signed: bytes, file: str) -> ServedAnchor:
+        """One more anchor, verified; its blocks are still to be taken.
+
+        Args:
+            name: that requests ask for.
+            signed: the signed artifact.
+            file: of its fieldprint, which each worker reads.
+
+        Raises:
+            FormatError: there is one of this name. VerificationError: it is not what the policy asks for.
+        """
+        if name in self._by_name or not name:
+            raise FormatError(f"there is an anchor {name!r} already" if name else "an anchor needs a name")
+        verified = verify_anchor(
+            signed, self._policy, now=datetime.now(UTC), registry=self._view, model=self._model, before=True
+        )
+        if verified.record is None:
+            raise FormatError(f"the anchor {name} has no fieldprint for this engine")
+        if Fieldprint.load(Path(file)).root() != verified.record.root:
+            raise FormatError(f"{file} is not the fieldprint that {name} was signed with")
+        anchor = ServedAnchor(
+            len(self.all),
+            name,
+            self._gate(verified),
+            signed,
+            verified,
+            verified.record.root,
+            file,
+            verified.record.num_tokens,
+        )
+        self.all.append(anchor)
+        self._by_name[name] = anchor
+        return anchor
+
+    def drop(self, anchor: ServedAnchor) -> None:
+        """Forget an anchor that was just added and never taken into blocks."""
+        self._by_name.pop(anchor.name)
+        self.all.remove(anchor)
 
     def named(self, name: object) -> ServedAnchor:
         """The anchor that a request asks for: by its name; None is the engine's default.
@@ -121,7 +148,8 @@ class ServedAnchors:
 
     def ask_gates(self) -> None:
         """Take the gates' word, before a step is started."""
-        for anchor in self.all:
+        self._watched.look()
+        for anchor in tuple(self.all):
             anchor.ruling = anchor.gate.ruling()
 
 

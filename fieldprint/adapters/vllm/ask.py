@@ -1,7 +1,8 @@
 """Asking a running engine: one file a question, one an answer, in a folder that is its owner's alone.
 
     FOLDER/in/ID.json    {"type": "revocation", "signed": "<base64>"}    written whole; the engine takes it away
-    FOLDER/out/ID.json   {"index": 41}, or {"refused": "<short name>", "what": "..."}    deleted by who has asked
+    FOLDER/out/ID.json   {"index": 41}, {"accepted": "second"}, or {"refused": "<short name>", "what": "..."}    deleted by
+                         who has asked
     FOLDER/state.json    {"anchors": [{"name", "digest", "root", "tokens", "ready", "ruling"}], "default": "main"}
 
 The engine's scheduler runs in another process than the HTTP server. Whoever may write into the folder may ask; what a
@@ -29,6 +30,13 @@ class NoAnswerError(FieldprintError):
 
 
 @dataclass(frozen=True, slots=True)
+class Done:
+    """What the engine has done, in its own words: {"index": 41}, or {"accepted": "second"}."""
+
+    fields: dict[str, int | str]
+
+
+@dataclass(frozen=True, slots=True)
 class Refused:
     """What the engine says no to: a short name that stays, and a sentence."""
 
@@ -36,7 +44,7 @@ class Refused:
     what: str
 
 
-class ControlFolder:
+class RunningEngine:
     """The asker's end of the folder.
 
     Args:
@@ -92,11 +100,11 @@ class ControlFolder:
             raise FormatError(f"{self.folder / 'state.json'} does not say which anchors there are")
         return fields
 
-    async def ask(self, question: Mapping[str, object]) -> int | Refused:
-        """The log index of what the engine has done, or its refusal.
+    async def ask(self, question: Mapping[str, object]) -> Done | Refused:
+        """What the engine has done, or its refusal.
 
         Raises:
-            NoAnswerError: there is none in time; the question is taken back where the engine has not taken it.
+            NoAnswerError: there is none in time; the question is deleted, in case that the engine has not read it.
             FormatError: the answer is no answer. FieldprintError: the question cannot be written.
         """
         number = secrets.token_hex(16)
@@ -116,32 +124,24 @@ class ControlFolder:
                     await asyncio.sleep(POLL)
             return _answer(_read_object(answered))
         except TimeoutError:
-            untaken = _taken_back(asked)
             raise NoAnswerError(
                 f"the engine has not answered in {self.timeout:g} seconds",
-                remedy="Nothing was done" if untaken else "It may still do it; look into the log",
+                remedy="It may have done it all the same: look into the log",
             ) from None
         finally:
             asked.unlink(missing_ok=True)
             answered.unlink(missing_ok=True)
 
 
-def _taken_back(question: Path) -> bool:
-    """Whether it was still there: what is deleted here the engine never reads."""
-    try:
-        question.unlink()
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def _answer(fields: dict[str, Any]) -> int | Refused:
-    index, refused, what = fields.get("index"), fields.get("refused"), fields.get("what")
-    if isinstance(refused, str) and isinstance(what, str):
-        return Refused(refused, what)
-    if type(index) is int and index >= 0 and "refused" not in fields:
-        return index
-    raise FormatError("the engine's answer has neither an index nor a refusal")
+def _answer(fields: dict[str, Any]) -> Done | Refused:
+    match fields:
+        case {"refused": str(name), "what": str(what)} if len(fields) == 2:
+            return Refused(name, what)
+        case {"index": int(index)} if len(fields) == 1 and type(index) is int and index >= 0:
+            return Done({"index": index})
+        case {"accepted": str(accepted)} if len(fields) == 1:
+            return Done({"accepted": accepted})
+    raise FormatError("the engine's answer is neither an index, a name nor a refusal")
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ No request is scheduled before every worker has said which fieldprint lies in it
 as it must be raises, and vLLM ends the engine.
 """
 
-import itertools
+from collections import deque
 from typing import Any
 
 import torch
@@ -17,9 +17,9 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 
 from fieldprint.adapters.vllm.backend import AnchorBuilder, AnchorTable
 from fieldprint.adapters.vllm.layout import learn_layout
-from fieldprint.adapters.vllm.messages import StepOrders, StepReport
+from fieldprint.adapters.vllm.messages import Digests, StepOrders, StepReport
 from fieldprint.adapters.vllm.metrics import FieldprintMetrics, FieldprintStats, new_counters
-from fieldprint.adapters.vllm.residency import Installed, Residency, digests_of
+from fieldprint.adapters.vllm.residency import Asked, Installed, Residency, digests_of
 from fieldprint.adapters.vllm.settings import ServeSettings
 from fieldprint.adapters.vllm.supervisor import Supervisor
 from fieldprint.adapters.vllm.versions import check_engine
@@ -56,9 +56,12 @@ class FieldprintConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc
         else:
             self._orders: StepOrders | None = None
             self._applied = -1
-            self._report: StepReport | None = None
+            self._report = StepReport()
+            self._binding: deque[tuple[int, Asked[Digests]]] = deque()
+            self._checking: deque[tuple[StepOrders, tuple[int, ...], Asked[tuple[tuple[int, ...], ...]]]] = (
+                deque()
+            )
             self._installed: dict[int, Installed] = {}
-            self._scrub = itertools.count()
         self._told: dict[str, float] = new_counters()
 
     # The scheduler's half
@@ -68,9 +71,9 @@ class FieldprintConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc
         self.supervisor.take_blocks(gpu_block_pool)
 
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
-        """Nothing is loaded from elsewhere; while a worker has not installed the anchors, the request waits."""
-        del request, num_computed_tokens
-        return (0, False) if self.supervisor.ready else (None, False)
+        """Nothing is loaded from elsewhere; while a worker has not installed its anchor, the request waits."""
+        del num_computed_tokens
+        return (0, False) if self.supervisor.may_start(request) else (None, False)
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         """Nothing is loaded from elsewhere."""
@@ -149,7 +152,8 @@ class FieldprintConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc
         orders = kv_connector_metadata
         if orders.step == self._applied:
             return
-        self._report = StepReport(orders.step)
+        if orders.in_order:
+            self.residency.order()
         for order in orders.installs:
             if order.index not in self._installed:
                 self._installed[order.index] = self._loaded(order.index, order.file, order.root, order.blocks)
@@ -191,7 +195,7 @@ class FieldprintConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc
         expected = (len(self._caches), self._spec.block_size * len(blocks), heads, self._spec.head_size)
         if (values.shape[1], values.shape[0], *values.shape[3:]) != expected:
             raise IntegrityError(f"{file} has the sizes of another model, or of other blocks")
-        installed = Installed(root, blocks, values, digests_of(values))
+        installed = Installed(root, blocks, values, digests_of(values).numpy())
         self.residency.install(installed)
         self.table.put(index, blocks)
         return installed
@@ -227,21 +231,29 @@ class FieldprintConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc
         """Bind what the step has written, and check what is due."""
         orders = self._get_connector_metadata()
         self.handle_preemptions(orders)
-        report = self._report
-        if report is None or report.step != orders.step:
-            raise IntegrityError("a step ended that was not begun")
         if orders.bind is not None and len(orders.bind):
-            report.digests[self._rank] = self.residency.bind(orders.bind)
-        if orders.check is not None:
-            report.damaged = self.residency.damaged(orders.check)
+            self._binding.append((orders.step, self.residency.bind(orders.bind)))
         if orders.check is not None or orders.scrub:
-            report.pinned = frozenset(
-                index for index, anchor in self._installed.items() if not self.residency.is_whole(anchor)
-            )
+            pinned = tuple(self._installed)
+            spans = [self._installed[index].span(self.residency.size) for index in pinned]
+            asked = self.residency.damaged([*spans, *(orders.check or ())])
+            self._checking.append((orders, pinned, asked))
 
     def build_connector_worker_meta(self) -> StepReport | None:
-        """This step's report."""
-        report, self._report = self._report, None
+        """What is there of the answers to this step's orders, and to earlier ones'."""
+        rank = self._rank
+        while self._binding and self._binding[0][1].ready():
+            step, bound = self._binding.popleft()
+            self._report.digests[step, rank] = bound.result().copy()
+        while self._checking and self._checking[0][2].ready():
+            orders, pinned, asked = self._checking.popleft()
+            found = asked.result()
+            self._report.pinned[orders.step, rank] = frozenset(
+                index for index, numbers in zip(pinned, found, strict=False) if numbers
+            )
+            if orders.check is not None:
+                self._report.checked[orders.step, rank] = found[len(pinned) :]
+        report, self._report = self._report, StepReport()
         return report
 
     def shutdown(self) -> None:

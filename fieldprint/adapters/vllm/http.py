@@ -3,9 +3,9 @@
     POST /v1/chat/completions, /v1/completions    answered by vLLM; the answer has X-Fieldprint-Receipt: /fieldprint/receipts/ID
     GET  /fieldprint/receipts/ID                  the receipt, when the answer has ended
     GET  /fieldprint/anchors                      what the engine says of its anchors
-    GET  /fieldprint/healthz                      200 when every anchor is in force, else 503
+    GET  /fieldprint/healthz                      {"anchors": 2, "in_force": 2}; 503 before the engine has begun
     POST /fieldprint/events?type=revocation       a signed statement; {"index": 41} or 409 {"refused": ..., "what": ...}
-    POST /fieldprint/anchors                      {"name", "artifact": base64, "fieldprint": path on the server}
+    POST /fieldprint/anchors                      {"name", "artifact": base64, "fieldprint": path on the server}; {"accepted": ...}
 
 The two POST need the admin's token. Where vLLM asks for an API key, receipts and anchors do too.
 """
@@ -25,7 +25,8 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from fieldprint.adapters.vllm.anchors import read_file
-from fieldprint.adapters.vllm.ask import ControlFolder, NoAnswerError, Refused
+from fieldprint.adapters.vllm.ask import NoAnswerError, Refused, RunningEngine
+from fieldprint.adapters.vllm.control import EVENTS
 from fieldprint.adapters.vllm.receipts import receipt_path
 from fieldprint.adapters.vllm.settings import ServeSettings
 from fieldprint.anchor.dsse import Envelope
@@ -39,7 +40,6 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 PREFIX = "/fieldprint/"
 MAX_BODY = 1 << 20
-EVENTS = ("revocation", "override", "lift", "supersession", "endorsement", "registration")
 # What vLLM makes of a request's id: of the answer, then of each of several.
 RECEIPTS = {
     "/v1/chat/completions": ("chatcmpl-{}", "0_chatcmpl-{}"),
@@ -127,7 +127,7 @@ class FieldprintSite:
         timeout: float = 30.0,
     ) -> None:
         self._settings, self._receipts = settings, Path(settings.receipts)
-        self._control = None if settings.control is None else ControlFolder(Path(settings.control), timeout)
+        self._control = None if settings.control is None else RunningEngine(Path(settings.control), timeout)
         self._api_keys, self._admin = api_keys, admin
         self._in_hand: set[str] = set()
 
@@ -259,12 +259,11 @@ class FieldprintSite:
 
     def _health(self) -> _Answer:
         anchors = self._state()["anchors"]
-        waiting = [entry["name"] for entry in anchors if not entry["ready"]]
-        if waiting:
-            return _error(503, f"not in force yet: {', '.join(waiting)}")
-        return _Answer(200, {"anchors": len(anchors)})
+        return _Answer(
+            200, {"anchors": len(anchors), "in_force": sum(bool(entry["ready"]) for entry in anchors)}
+        )
 
-    async def _asked(self, control: ControlFolder, question: dict[str, object]) -> _Answer:
+    async def _asked(self, control: RunningEngine, question: dict[str, object]) -> _Answer:
         try:
             done = await control.ask(question)
         except NoAnswerError as error:
@@ -273,7 +272,7 @@ class FieldprintSite:
             return _error(502, str(error))
         if isinstance(done, Refused):
             return _Answer(409, {"refused": done.name, "what": done.what})
-        return _Answer(200, {"index": done})
+        return _Answer(200, dict(done.fields))
 
     # Who may
 
@@ -282,7 +281,7 @@ class FieldprintSite:
         if self._api_keys and not _bears(scope, allowed):
             raise _error(401, "give one of the server's API keys: Authorization: Bearer KEY")
 
-    def _need_admin(self, scope: Scope) -> ControlFolder:
+    def _need_admin(self, scope: Scope) -> RunningEngine:
         if self._admin is None or self._control is None:
             raise _error(403, "this server takes no orders: it has no --admin-token-file and --control")
         if not _bears(scope, [self._admin]):

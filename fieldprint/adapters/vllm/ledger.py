@@ -10,7 +10,7 @@ The loop of an engine, with the worker's answers of a step before the next is pl
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from fieldprint import blake3
 from fieldprint.adapters.vllm.anchors import ServedAnchor
 from fieldprint.adapters.vllm.messages import Digests, Slots, Span, StepReport
 from fieldprint.adapters.vllm.receipts import ReceiptFolder
-from fieldprint.adapters.vllm.row import NO_DIGESTS, Row
+from fieldprint.adapters.vllm.row import NO_DIGESTS, NO_POSITIONS, Row, continued_salt
 from fieldprint.commit.committer import CommitJob, CommitResult, Committer, RequestJob, RequestTerms
 from fieldprint.commit.follower import LogFollower
 from fieldprint.commit.leaf import SALT_SIZE, request_digest
@@ -53,6 +53,8 @@ class _Pass:
     epochs: tuple[int, ...]
     jobs: tuple[RequestJob, ...]
     hashed: tuple[int, ...]
+    found: dict[int, tuple[tuple[int, ...], ...]] = field(default_factory=dict)  # by rank
+    pinned: set[int] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,7 @@ class Ledger:
         self._by_key: dict[int, Row] = {}
         self._keys = 0
         self._bindings: dict[int, tuple[Slots, list[_Binding]]] = {}
+        self._told: dict[int, dict[int, Digests]] = {}  # by step and rank, what not all have told yet
         self._pass: _Pass | None = None
         self._writing: dict[int, Future[None]] = {}
         self._writer = ThreadPoolExecutor(1, "fieldprint-receipts")
@@ -132,8 +135,6 @@ class Ledger:
 
     def go_on_without(self, row: Row, none: ServedAnchor) -> None:
         """Begin the second chain of a request that had to leave its anchor."""
-        from fieldprint.adapters.vllm.row import continued_salt
-
         row.go_on_without(none, request_digest(continued_salt(row.terms.salt), row.tokens))
         self._writing.pop(row.key, None)
 
@@ -153,9 +154,12 @@ class Ledger:
             row.blocks = blocks
             bindings.append(_Binding(row, row.epoch, start, count))
             slots.append(row.slots(start, start + count, self.size))
-        bind = np.concatenate(slots) if slots else np.empty(0, dtype=np.int64)
+        check = self._begin_pass(step)
+        if not slots:
+            return NO_POSITIONS, check
+        bind = np.concatenate(slots)
         self._bindings[step] = (bind, bindings)
-        return bind, self._begin_pass(step)
+        return bind, check
 
     def _begin_pass(self, step: int) -> tuple[Span, ...] | None:
         if self._pass is not None or self._committer.busy:
@@ -178,29 +182,43 @@ class Ledger:
         return tuple(row.span() for row in due)
 
     def take(self, report: StepReport) -> None:
-        """What the workers found: bind, and hand what was checked to the committer.
+        """What the workers found: bind, and hand what was checked to the committer. Steps count when all workers have told.
 
         Raises:
-            ValueError: a worker did not report.
+            ValueError: a worker has answered what it was not asked.
         """
-        slots, bindings = self._bindings.pop(report.step)
-        if len(slots):
-            if len(report.digests) != self.ranks:
-                raise ValueError(
-                    f"{len(report.digests)} of {self.ranks} workers have hashed step {report.step}"
-                )
-            self.bound[slots] = united(report.digests)
-        for binding in bindings:
-            row = binding.row
-            if row.epoch == binding.epoch:
-                row.hashed = binding.start + binding.count
+        for (step, rank), digests in report.digests.items():
+            self._told.setdefault(step, {})[rank] = digests
+        for step in sorted(step for step, told in self._told.items() if len(told) == self.ranks):
+            self._bind(step, self._told.pop(step))
         now = self._pass
-        if now is None or now.step != report.step:
+        if now is None:
             return
-        self._pass = None
-        if report.damaged is None or len(report.damaged) != len(now.rows):
-            raise ValueError(f"the workers did not check what they were asked to in step {report.step}")
-        self._submit(now, report.damaged, report.pinned)
+        for (step, rank), damaged in report.checked.items():
+            if step != now.step or len(damaged) != len(now.rows):
+                raise ValueError(f"worker {rank} did not check what it was asked to in step {now.step}")
+            now.found[rank] = damaged
+            now.pinned.update(report.pinned.get((step, rank), ()))
+        if len(now.found) == self.ranks:
+            self._pass = None
+            damaged = tuple(tuple(sorted(set().union(*one))) for one in zip(*now.found.values(), strict=True))
+            self._submit(now, damaged, frozenset(now.pinned))
+
+    def _bind(self, step: int, digests: dict[int, Digests]) -> None:
+        slots, bindings = self._bindings.pop(step)
+        self.bound[slots] = united(digests)
+        for binding in bindings:
+            if binding.row.epoch == binding.epoch:
+                binding.row.hashed = binding.start + binding.count
+
+    @property
+    def overtaken(self) -> bool:
+        """Whether a check is under way of blocks that their request does not have any more."""
+        now = self._pass
+        return now is not None and any(
+            row.epoch != epoch or self._by_key.get(row.key) is not row
+            for row, epoch in zip(now.rows, now.epochs, strict=True)
+        )
 
     def _submit(self, now: _Pass, damaged: tuple[tuple[int, ...], ...], pinned: frozenset[int]) -> None:
         """One job of all rows that are still what they were; where an anchor is damaged, of its rows alone."""
@@ -245,7 +263,8 @@ class Ledger:
     @property
     def busy(self) -> bool:
         """Whether something is under way that moves on without a step being computed."""
-        return self._committer.busy or self._pass is not None or bool(self._writing)
+        waits = self._pass is not None or bool(self._bindings)
+        return self._committer.busy or waits or bool(self._writing)
 
     def poll(self, *, wait: bool = False) -> CommitResult | None:
         """The result of the job in flight, with the pages that it has committed taken over; None while there is none."""

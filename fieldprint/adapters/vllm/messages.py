@@ -35,51 +35,45 @@ class StepOrders(KVConnectorMetadata):  # type: ignore[misc]
     installs: anchors that some worker may not have yet; owners: anchor number by first block of a request, where it has
     changed. bind: slots that this step writes. check: what must still be what is bound to it, with a number for the answer.
     rewrite: anchors to be written again from their codes before anything is computed. scrub: whether to look at the pinned blocks.
+    in_order: whether blocks under a check may be written to, which must wait for it.
     """
 
     step: int
     computes: bool = False
     installs: tuple[Install, ...] = ()
-    removed: tuple[int, ...] = ()
     owners: dict[int, int] = field(default_factory=dict)
     bind: Slots | None = None
     check: tuple[Span, ...] | None = None
     rewrite: tuple[int, ...] = ()
     scrub: bool = False
+    in_order: bool = False
 
 
 @dataclass
 class StepReport(KVConnectorWorkerMetadata):  # type: ignore[misc]
     """From all workers to the scheduler: by rank where ranks differ, united where any counts.
 
-    installed: fieldprint root by (anchor number, rank). digests: [n, 32] by rank, of the slots that the step bound. damaged: by span of
-    the check, block positions in it; None where nothing was checked. pinned: numbers of anchors that are damaged.
+    On a GPU what a step asked for is reported in a later step, so everything goes by the number of the step that asked.
+    installed: fieldprint root by (anchor number, rank). digests: [n, 32] by step and rank, of the slots that it bound. checked: by
+    step and rank, by span, block positions that are damaged. pinned: by step and rank, numbers of anchors that are damaged.
     """
 
-    step: int
     installed: dict[tuple[int, int], str] = field(default_factory=dict)
-    digests: dict[int, Digests] = field(default_factory=dict)
-    damaged: tuple[tuple[int, ...], ...] | None = None
-    pinned: frozenset[int] = frozenset()
+    digests: dict[tuple[int, int], Digests] = field(default_factory=dict)
+    checked: dict[tuple[int, int], tuple[tuple[int, ...], ...]] = field(default_factory=dict)
+    pinned: dict[tuple[int, int], frozenset[int]] = field(default_factory=dict)
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> "StepReport":
         """The reports of two ranks, or of several, as one.
 
         Raises:
-            ValueError: they are of different steps, or only one has checked.
+            TypeError: the other is none.
         """
-        if not isinstance(other, StepReport) or other.step != self.step:
-            raise ValueError("workers have reported different steps")
-        if (self.damaged is None) != (other.damaged is None):
-            raise ValueError("some workers have checked and others have not")
-        damaged = None
-        if self.damaged is not None and other.damaged is not None:
-            pairs = zip(self.damaged, other.damaged, strict=True)
-            damaged = tuple(tuple(sorted({*ours, *theirs})) for ours, theirs in pairs)
+        if not isinstance(other, StepReport):
+            raise TypeError(f"a worker has reported {type(other).__name__}")
         return StepReport(
-            self.step,
             self.installed | other.installed,
             self.digests | other.digests,
-            damaged,
+            self.checked | other.checked,
             self.pinned | other.pinned,
         )

@@ -4,16 +4,20 @@ Two digests, because two things are asked:
 
 - of a slot, bound right after the step that wrote it, over its K and V layer by layer in the order of heads: the
   canonical bytes, the same for every backend. Leaves are made of these.
-- of a whole block, over its memory as it lies, taken when its last slot is bound and after its slots were found to be
-  what was bound to them: the cheap one, with which all that a request depends on is checked before any of it is final.
+- of a whole block, over its memory as it lies, taken at its first check together with one of its slots: the cheap one, with
+  which all that a request depends on is checked before any of it is final.
+
+On a GPU both are taken on a stream of their own behind what was queued before, and asked for in a later step.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 from blake3 import blake3 as new_hash
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fieldprint import blake3
@@ -21,7 +25,9 @@ from fieldprint.adapters.vllm.layout import BlockLayout, flat_view
 from fieldprint.adapters.vllm.messages import Digests, Slots, Span
 from fieldprint.errors import IntegrityError
 
-NO_BLOCKS: tuple[int, ...] = ()
+T = TypeVar("T")
+ROWS = 1024  # slots that are gathered at once: a GPU's memory for it is some 100 MB
+NO_DAMAGE: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,9 +39,38 @@ class Installed:
     values: Tensor
     digests: Digests
 
+    def span(self, block_size: int) -> Span:
+        """All of it, for a check."""
+        return Span(self.blocks, len(self.blocks) * block_size)
+
+
+class Asked(Generic[T]):
+    """Something that was asked for, `ready` at once on a CPU and once an event has happened on a GPU."""
+
+    def __init__(
+        self, found: Tensor, read: Callable[[NDArray[np.uint8]], T], stream: "torch.cuda.Stream | None"
+    ) -> None:
+        self._read, self._event = read, None
+        self._host = found
+        if stream is not None:
+            self._host = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
+            self._host.copy_(found, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record(stream)
+
+    def ready(self) -> bool:
+        """Whether `result` would not wait."""
+        return self._event is None or bool(self._event.query())
+
+    def result(self) -> T:
+        """What was found; waits for it."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._read(self._host.numpy())
+
 
 class Residency:
-    """Digests of the blocks of one worker, on the CPU or on a GPU.
+    """Digests of the blocks of one worker.
 
     Args:
         caches: of each layer, [num_blocks, ...], all alike.
@@ -45,83 +80,149 @@ class Residency:
     def __init__(self, caches: Sequence[Tensor], layout: BlockLayout) -> None:
         self.layout, self.size = layout, layout.block_size
         self._flats = [flat_view(cache) for cache in caches]
+        self.device = caches[0].device
         blocks = caches[0].shape[0]
-        self.bound = np.zeros((blocks * self.size, 32), dtype=np.uint8)
-        self._of_block = np.zeros((blocks, 32), dtype=np.uint8)
-        self._whole = np.zeros(blocks, dtype=bool)
+        self.bound = torch.zeros(blocks * self.size, 32, dtype=torch.uint8, device=self.device)
+        self._of_block = torch.zeros(blocks, 32, dtype=torch.uint8, device=self.device)
+        self._whole = np.zeros(blocks, dtype=bool)  # whether `_of_block` holds
+        self._written = np.zeros(blocks, dtype=np.int64)  # how often it was written to
+        self._stream: torch.cuda.Stream | None = None
+        if self.device.type != "cpu":
+            self._stream = torch.cuda.Stream(self.device)
+            addresses = [flat.data_ptr() for flat in self._flats]
+            self._addresses = torch.tensor(addresses, dtype=torch.int64, device=self.device)
+            shape = (blocks, layout.elements)
+            self._blocks = [flat.as_strided(shape, (layout.stride, 1)) for flat in self._flats]
 
-    def rows(self, slots: Slots) -> Tensor:
-        """The canonical values of `slots`, [n, num_layers, 2, heads, dim]."""
-        where = self.layout.indices(torch.from_numpy(slots).to(self._flats[0].device))
-        flat = where.flatten()
-        chosen = [layer.index_select(0, flat).view(where.shape) for layer in self._flats]
-        return torch.stack(chosen, 1)
+    # What lies there now
 
-    def slot_digests(self, slots: Slots) -> Digests:
-        """BLAKE3 of the canonical bytes of `slots` as they are now, [n, 32]."""
-        found = np.empty((len(slots), 32), dtype=np.uint8)
-        for start in range(0, len(slots), 256):  # a gather's memory stays small
-            part = slots[start : start + 256]
-            found[start : start + len(part)] = digests_of(self.rows(part))
-        return found
+    def rows(self, slots: Tensor) -> Tensor:
+        """The canonical values of `slots` [n] int64, [n, num_layers, 2, heads, dim]."""
+        shape = (len(slots), len(self._flats), *self.layout.offsets.shape[1:])
+        if self._stream is None:
+            where = self.layout.indices(slots).flatten()
+            chosen = [flat.index_select(0, where).view(len(slots), -1) for flat in self._flats]
+            return torch.stack(chosen, 1).view(shape)
+        from fieldprint.adapters.vllm.gather_kernel import gather_kernel
 
-    def block_digests(self, blocks: Sequence[int]) -> Digests:
-        """BLAKE3 of the memory of `blocks` as it is now, layer by layer, [n, 32]."""
-        found = np.empty((len(blocks), 32), dtype=np.uint8)
-        memories = [layer.view(torch.uint8).numpy() for layer in self._flats]
+        out = torch.empty(shape, dtype=self._flats[0].dtype, device=self.device)
+        each = self.layout.offsets[0].numel()
+        gather_kernel[(len(slots), len(self._flats))](
+            self._addresses,
+            slots,
+            self.layout.offsets,
+            out,
+            len(self._flats),
+            self.size,
+            self.layout.stride,
+            E=each,
+            BLOCK=min(1024, 1 << (each - 1).bit_length()),
+        )
+        return out
+
+    def slot_digests(self, slots: Tensor) -> Tensor:
+        """BLAKE3 of the canonical bytes of `slots`, [n, 32]."""
+        parts = [digests_of(self.rows(slots[start : start + ROWS])) for start in range(0, len(slots), ROWS)]
+        return torch.cat(parts) if parts else self.bound[:0]
+
+    def block_digests(self, blocks: Tensor) -> Tensor:
+        """Digests of the memory of `blocks` [n] int64 as it lies, [n, 32].
+
+        On a CPU BLAKE3 over all layers; on a GPU over the layers' own digests, which one launch a layer takes in place.
+        """
+        if self._stream is not None:
+            from fieldprint.blake3.pages import hash_pages
+
+            layers = torch.stack([hash_pages(layer, blocks) for layer in self._blocks], 1)
+            return hash_pages(layers)
+        found = torch.empty(len(blocks), 32, dtype=torch.uint8)
+        memories = [flat.view(torch.uint8).numpy() for flat in self._flats]
         width = self._flats[0].element_size()
         length = self.layout.elements * width
-        for row, block in enumerate(blocks):
+        for row, block in enumerate(blocks.tolist()):
             start = block * self.layout.stride * width
             hasher = new_hash()
             for memory in memories:
                 hasher.update(memory[start : start + length].data)
-            found[row] = np.frombuffer(hasher.digest(), dtype=np.uint8)
+            found[row] = torch.frombuffer(bytearray(hasher.digest()), dtype=torch.uint8)
         return found
 
-    def bind(self, slots: Slots) -> Digests:
-        """Bind what a step has written to `slots`; the digests are also what leaves are made of, [n, 32]."""
-        found = self.slot_digests(slots)
-        self.bound[slots] = found
-        touched = slots // self.size
+    # What is bound to it
+
+    def bind(self, slots: Slots) -> Asked[Digests]:
+        """Bind what the step before this call has written to `slots`; the digests [n, 32] are what leaves are made of."""
+        touched = np.unique(slots // self.size)
         self._whole[touched] = False
-        full = np.unique(touched[slots % self.size == self.size - 1])
-        self._of_block[full] = self.block_digests(full.tolist())
-        self._whole[full] = True
-        fresh = np.isin(np.arange(self.size) + full[:, None] * self.size, slots)
-        for block, known in zip(full.tolist(), fresh, strict=True):
-            before = (np.arange(self.size) + block * self.size)[~known]
-            if len(before) and self._differ(before):
-                self._whole[block] = False  # its slots tell at the next check
-        return found
+        self._written[touched] += 1
+        with self._beside():
+            where = self._there(slots)
+            found = self.slot_digests(where)
+            self.bound.index_copy_(0, where, found)
+            return Asked(found, lambda digests: digests, self._stream)
 
-    def _differ(self, slots: Slots) -> bool:
-        return bool((self.slot_digests(slots) != self.bound[slots]).any())
-
-    def damaged(self, spans: Sequence[Span]) -> tuple[tuple[int, ...], ...]:
+    def damaged(self, spans: Sequence[Span]) -> Asked[tuple[tuple[int, ...], ...]]:
         """By span: which of its blocks are not what is bound to them, by their number in the span."""
-        whole: set[int] = set()
-        for span in spans:
-            whole.update(block for block in span.blocks[: span.count // self.size] if self._whole[block])
-        asked = sorted(whole)
-        bad = {
-            block
-            for block, same in zip(
-                asked, (self.block_digests(asked) == self._of_block[asked]).all(1), strict=True
-            )
-            if not same
-        }
-        found = []
-        for span in spans:
-            held = []
-            for number, block in enumerate(span.blocks[: -(-span.count // self.size)]):
-                count = min(self.size, span.count - number * self.size)
-                if block in bad or (
-                    block not in whole and self._differ(np.arange(count, dtype=np.int64) + block * self.size)
-                ):
-                    held.append(number)
-            found.append(tuple(held))
+        full = {block for span in spans for block in span.blocks[: span.count // self.size]}
+        known = np.array(sorted(block for block in full if self._whole[block]), dtype=np.int64)
+        fresh = np.array(sorted(block for block in full if not self._whole[block]), dtype=np.int64)
+        tails = sorted(
+            {
+                (span.blocks[span.count // self.size], span.count % self.size)
+                for span in spans
+                if span.count % self.size
+            }
+        )
+        written = self._written[fresh]
+        with self._beside():
+            flags = [self._bad_known(known), self._bad_fresh(fresh), self._bad_tails(tails)]
+            found = torch.cat(flags).to(torch.uint8)
+
+            def read(bad: NDArray[np.uint8]) -> tuple[tuple[int, ...], ...]:
+                first, second, third = np.split(bad != 0, [len(known), len(known) + len(fresh)])
+                same = fresh[~second & (self._written[fresh] == written)]
+                self._whole[same] = True
+                blocks = {*known[first].tolist(), *fresh[second].tolist()}
+                ends = {tail for tail, wrong in zip(tails, third, strict=True) if wrong}
+                return tuple(self._numbers(span, blocks, ends) for span in spans)
+
+            return Asked(found, read, self._stream)
+
+    def _numbers(self, span: Span, blocks: set[int], tails: set[tuple[int, int]]) -> tuple[int, ...]:
+        whole = span.count // self.size
+        found = [number for number, block in enumerate(span.blocks[:whole]) if block in blocks]
+        if span.count % self.size and (span.blocks[whole], span.count % self.size) in tails:
+            found.append(whole)
         return tuple(found)
+
+    def _bad_known(self, known: NDArray[np.int64]) -> Tensor:
+        where = self._there(known)
+        if not len(known):
+            return where.bool()
+        return (self.block_digests(where) != self._of_block[where]).any(1)
+
+    def _bad_fresh(self, fresh: NDArray[np.int64]) -> Tensor:
+        where = self._there(fresh)
+        if not len(fresh):
+            return where.bool()
+        self._of_block.index_copy_(
+            0, where, self.block_digests(where)
+        )  # first: what changes then, a later check finds
+        slots = (where[:, None] * self.size + torch.arange(self.size, device=self.device)).flatten()
+        return self._differ(slots).view(-1, self.size).any(1)
+
+    def _bad_tails(self, tails: list[tuple[int, int]]) -> Tensor:
+        if not tails:
+            return self.bound[:0, 0].bool()
+        slots = np.concatenate(
+            [np.arange(count, dtype=np.int64) + block * self.size for block, count in tails]
+        )
+        differ = self._differ(self._there(slots))
+        return torch.stack([part.any() for part in differ.split([count for _, count in tails])])
+
+    def _differ(self, slots: Tensor) -> Tensor:
+        return (self.slot_digests(slots) != self.bound[slots]).any(1)
+
+    # Anchors
 
     def install(self, anchor: Installed) -> None:
         """Write the anchor into its blocks, read it back, bind it.
@@ -129,34 +230,44 @@ class Residency:
         Raises:
             IntegrityError: the blocks do not keep what is written to them.
         """
-        slots = self.slots_of(anchor)
-        where = self.layout.indices(torch.from_numpy(slots).to(self._flats[0].device)).flatten()
-        for number, layer in enumerate(self._flats):
-            layer.index_copy_(0, where, anchor.values[:, number].to(layer).flatten())
-        found = self.slot_digests(slots)
-        if (found != anchor.digests).any():
+        slots = (np.array(anchor.blocks, dtype=np.int64)[:, None] * self.size + np.arange(self.size)).reshape(
+            -1
+        )
+        where = self.layout.indices(torch.from_numpy(slots).to(self.device)).flatten()
+        for number, flat in enumerate(self._flats):
+            flat.index_copy_(0, where, anchor.values[:, number].to(flat).flatten())
+        if (self.bind(slots).result() != anchor.digests).any():
             raise IntegrityError(
                 "the anchor's blocks do not keep what is written to them",
                 remedy="Test the memory of this machine",
             )
-        self.bind(slots)
 
-    def is_whole(self, anchor: Installed) -> bool:
-        """Whether the anchor's blocks are still what was installed."""
-        span = Span(anchor.blocks, len(anchor.blocks) * self.size)
-        same = (self.bound[self.slots_of(anchor)] == anchor.digests).all()
-        return bool(same) and self.damaged([span]) == (NO_BLOCKS,)
+    def order(self) -> None:
+        """Let what is queued from now on run after the checks that were asked for."""
+        if self._stream is not None:
+            torch.cuda.current_stream(self.device).wait_stream(self._stream)
 
-    def slots_of(self, anchor: Installed) -> Slots:
-        """Its slots, [A]."""
-        blocks = np.array(anchor.blocks, dtype=np.int64)
-        return (blocks[:, None] * self.size + np.arange(self.size)).reshape(-1)
+    def _there(self, values: NDArray[np.int64]) -> Tensor:
+        host = torch.from_numpy(values)
+        return host if self._stream is None else host.pin_memory().to(self.device, non_blocking=True)
+
+    def _beside(self) -> torch.cuda.StreamContext:
+        """On the stream of checks, behind what is queued on the current one."""
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        return torch.cuda.stream(self._stream)
 
 
-def digests_of(rows: Tensor) -> Digests:
-    """BLAKE3 of each row's bytes on the host, [n, 32]."""
-    flat = rows.reshape(len(rows), -1).contiguous().view(torch.uint8).cpu().numpy()
-    found = np.empty((len(rows), 32), dtype=np.uint8)
-    for number, row in enumerate(flat):
-        found[number] = np.frombuffer(blake3.digest(row.data), dtype=np.uint8)
-    return found
+def digests_of(rows: Tensor) -> Tensor:
+    """BLAKE3 of each row's bytes, [n, 32] where they are."""
+    if rows.device.type != "cpu":
+        from fieldprint.blake3.pages import hash_pages
+
+        return hash_pages(rows)
+    flat = rows.reshape(len(rows), -1).contiguous().view(torch.uint8).numpy()
+    found = b"".join(blake3.digest(row.data) for row in flat)
+    return (
+        torch.frombuffer(bytearray(found), dtype=torch.uint8).view(-1, 32)
+        if found
+        else torch.empty(0, 32, dtype=torch.uint8)
+    )

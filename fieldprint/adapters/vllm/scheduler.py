@@ -54,6 +54,7 @@ class FieldprintScheduler(Scheduler):  # type: ignore[misc]
         """Take a request under the anchor that it asks for, or answer it with an error."""
         try:
             anchor = self.supervisor.anchors.named(self._asked(request))
+            self.supervisor.anchors.ask_gates()
             if anchor.ruling is not None:
                 if anchor.ruling.action == "stop":
                     raise FormatError(
@@ -120,6 +121,7 @@ class FieldprintScheduler(Scheduler):  # type: ignore[misc]
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """The plan of a step, without requests that wait for the log."""
+        self.supervisor.take_new_anchors()
         self.supervisor.anchors.ask_gates()
         self._rule()
         self._settle()

@@ -2,18 +2,21 @@
 
 from contextlib import ExitStack
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 
 from fieldprint.adapters.model_folder import model_digest
 from fieldprint.adapters.vllm.anchors import ServedAnchor, ServedAnchors, read_file
+from fieldprint.adapters.vllm.control import ControlFolder, LiveRegistry
 from fieldprint.adapters.vllm.ledger import Ledger
 from fieldprint.adapters.vllm.messages import StepOrders, StepReport
 from fieldprint.adapters.vllm.metrics import ANCHORS, new_counters
 from fieldprint.adapters.vllm.receipts import ReceiptFolder
 from fieldprint.adapters.vllm.row import Row
 from fieldprint.adapters.vllm.settings import ServeSettings
+from fieldprint.adapters.vllm.watching import WatchedOnce
 from fieldprint.anchor import Policy, load_private_key
 from fieldprint.errors import (
     CapacityError,
@@ -56,18 +59,19 @@ class Supervisor:
             policy = Policy.from_bytes(read_file(settings.policy))
             model = model_digest(Path(settings.model))
             log = stack.enter_context(_writer(settings, policy))
-            watched: Watched | None = None
-            if settings.database is not None:
-                from fieldprint.registry.watched import WatchedDatabase
-
-                watched = stack.enter_context(WatchedDatabase(settings.database, policy))
             orders = None if settings.orders is None else OrdersFile(Path(settings.orders), policy)
             if orders is None:
                 known = Registry.replay(LogReader(log.source, [policy.log_key]).entries(), policy)
             else:
                 known = record_orders(orders, log, policy).registry
+            live = LiveRegistry(log, policy, known)
+            sources: list[Watched] = [live]
+            if settings.database is not None:
+                from fieldprint.registry.watched import WatchedDatabase
+
+                sources.append(stack.enter_context(WatchedDatabase(settings.database, policy)))
             self.anchors = ServedAnchors(
-                settings, policy, model=model, known=known, watched=watched, orders=orders
+                settings, policy, model=model, view=live, watched=WatchedOnce(*sources), orders=orders
             )
             self.ledger = Ledger(
                 log,
@@ -80,35 +84,92 @@ class Supervisor:
                 log_timeout=settings.log_timeout,
             )
             stack.callback(self.ledger.close)
+            self._model, self._log = model, log
             for anchor in self.anchors.all[1:]:
-                _promoted(anchor, model, log)
+                self._promote(anchor)
+            self._new: SimpleQueue[ServedAnchor] = SimpleQueue()
+            self._pool: Any = None
+            if settings.control is not None:
+                control = ControlFolder(Path(settings.control), live, self._install, self.state)
+                stack.callback(control.close)
             self._closing = stack.pop_all()
         self._owners = np.zeros(num_blocks, dtype=np.int64)
         self._step = 0
-        self.ready = len(self.anchors.all) == 1
         self.damaged_anchors: set[int] = set()
         self._rewrite: tuple[int, ...] = ()
         self.counters = new_counters()
 
     def take_blocks(self, pool: Any) -> None:
-        """Take each anchor's blocks out of vLLM's pool.
-
-        The pool's count of blocks is lowered too: vLLM compares it with those that are free before it empties its prefix cache.
+        """Take each anchor's blocks out of vLLM's pool, which later anchors' come from too.
 
         Raises:
-            CapacityError: the cache has too few blocks.
+            CompatibilityError, CapacityError: as `_check_size`.
         """
+        self._pool = pool
         for anchor in self.anchors.all[1:]:
-            if anchor.tokens % self._size:
-                raise CompatibilityError(
-                    f"the anchor {anchor.name} has {anchor.tokens} tokens, no multiple of the {self._size} of a block",
-                    remedy="Start with --block-size 32 or 16",
-                )
-            count = anchor.tokens // self._size
-            if count >= pool.get_num_free_blocks():
-                raise CapacityError("the cache has no room for the anchors", remedy="Give vLLM more memory")
-            anchor.blocks = tuple(block.block_id for block in pool.get_new_blocks(count))
-            pool.num_gpu_blocks -= count
+            self._check_size(anchor)
+            self._take_blocks_of(anchor)
+
+    def take_new_anchors(self) -> None:
+        """Take the blocks of anchors that came at run time; the next step's orders install them."""
+        while not self._new.empty():
+            self._take_blocks_of(self._new.get())
+
+    def _check_size(self, anchor: ServedAnchor) -> None:
+        """Pass with an anchor that fits.
+
+        Raises:
+            CompatibilityError: it does not fill its blocks. CapacityError: the cache has too few.
+        """
+        if anchor.tokens % self._size:
+            raise CompatibilityError(
+                f"the anchor {anchor.name} has {anchor.tokens} tokens, no multiple of the {self._size} of a block",
+                remedy="Start with --block-size 32 or 16",
+            )
+        if anchor.tokens // self._size >= self._pool.get_num_free_blocks():
+            raise CapacityError("the cache has no room for the anchor", remedy="Give vLLM more memory")
+
+    def _take_blocks_of(self, anchor: ServedAnchor) -> None:
+        """vLLM compares the pool's count of blocks with those that are free before it empties its prefix cache: it is lowered."""
+        count = anchor.tokens // self._size
+        anchor.blocks = tuple(block.block_id for block in self._pool.get_new_blocks(count))
+        self._pool.num_gpu_blocks -= count
+
+    def _install(self, name: str, signed: bytes, file: str) -> None:
+        """Verify an anchor and have it installed at the next step; called by the control folder's thread."""
+        anchor = self.anchors.add(name, signed, file)
+        try:
+            self._check_size(anchor)
+            self._promote(anchor)
+        except FieldprintError:
+            self.anchors.drop(anchor)
+            raise
+        self._new.put(anchor)
+
+    def _promote(self, anchor: ServedAnchor) -> None:
+        """Put the promotion into the log."""
+        if anchor.verified is None or anchor.root is None:
+            raise FieldprintError(f"the anchor {anchor.name} was not verified")
+        artifact = anchor.verified.artifact
+        promotion = Promotion(
+            anchor.verified.digest, anchor.root, self._model, artifact.kind, artifact.supersedes
+        )
+        self._log.append([promotion.to_entry()])
+
+    def state(self) -> dict[str, Any]:
+        """What the control folder says of this engine."""
+        anchors = [
+            {
+                "name": anchor.name,
+                "digest": anchor.digest,
+                "root": anchor.root,
+                "tokens": anchor.tokens,
+                "ready": anchor.ready,
+                "ruling": None if anchor.ruling is None else anchor.ruling.why,
+            }
+            for anchor in tuple(self.anchors.all[1:])
+        ]
+        return {"anchors": anchors, "default": self.anchors.default.name or None}
 
     def plan(self, output: Any) -> StepOrders:
         """The orders that go with vLLM's plan of a step."""
@@ -129,13 +190,21 @@ class Supervisor:
         return StepOrders(
             self._step,
             computes=bool(scheduled),
-            installs=() if self.ready else tuple(anchor.install() for anchor in self.anchors.all[1:]),
+            installs=tuple(
+                anchor.install() for anchor in tuple(self.anchors.all) if anchor.blocks and not anchor.ready
+            ),
             owners=owners,
             bind=bind,
             check=check,
             rewrite=rewrite,
+            in_order=self.ledger.overtaken,
             scrub=self._step % self.settings.scrub_interval == 0,
         )
+
+    def may_start(self, request: Any) -> bool:
+        """Whether every worker has this request's anchor in its blocks."""
+        row = self.ledger.rows.get(request.request_id)
+        return row is not None and row.anchor.ready
 
     def follow(self, cache_manager: Any) -> None:
         """Where the blocks of requests are looked up."""
@@ -158,11 +227,9 @@ class Supervisor:
                     f"worker {rank} has another fieldprint of the anchor {anchor.name} than the signed one"
                 )
             anchor.acknowledged |= {rank}
-        self.ready = all(len(anchor.acknowledged) == self._ranks for anchor in self.anchors.all[1:])
-        self.counters[ANCHORS] = sum(
-            len(anchor.acknowledged) == self._ranks for anchor in self.anchors.all[1:]
-        )
-        self.damaged_anchors |= report.pinned
+            anchor.ready = len(anchor.acknowledged) == self._ranks
+        self.counters[ANCHORS] = sum(anchor.ready for anchor in self.anchors.all[1:])
+        self.damaged_anchors.update(*report.pinned.values())
         self.ledger.take(report)
 
     def rewrite(self, anchors: frozenset[int]) -> None:
@@ -189,14 +256,6 @@ def _writer(settings: ServeSettings, policy: Policy) -> LogWriter:
         )
     last_signed = None if settings.last_signed is None else Path(settings.last_signed)
     return LogWriter(settings.log, signer, last_signed=last_signed)
-
-
-def _promoted(anchor: ServedAnchor, model: str, log: LogWriter) -> None:
-    if anchor.verified is None or anchor.root is None:
-        raise FieldprintError(f"the anchor {anchor.name} was not verified")
-    artifact = anchor.verified.artifact
-    promotion = Promotion(anchor.verified.digest, anchor.root, model, artifact.kind, artifact.supersedes)
-    log.append([promotion.to_entry()])
 
 
 def _decoder(model: str) -> Any:
