@@ -201,11 +201,9 @@ def _record_for(artifact: AnchorArtifact, model: str, before: bool) -> Fieldprin
     place = " in front of position 0" if before else ""
     remedy = "Sign the anchor again with --model of this folder, or use the model that it was signed for"
     if artifact.record_for(model, before=not before) is not None:
-        remedy = (
-            "Sign it for both: fieldprint anchor sign FILE --model FOLDER --engine fieldprint --engine vllm"
-        )
+        remedy = "Sign it for both: fieldprint anchor sign FILE --engine fieldprint --engine vllm"
     elif before:
-        remedy = "Sign the anchor again: fieldprint anchor sign FILE --model FOLDER --engine vllm"
+        remedy = "Sign it for this model: fieldprint anchor sign FILE --model FOLDER --engine vllm"
     raise VerificationError(
         10, f"no fieldprint{place} is signed for the model {model[:16]}...", remedy=remedy
     )

@@ -18,6 +18,8 @@ from tests.commands import run_here as cli
 
 torch = pytest.importorskip("torch")
 
+from fieldprint.promote import Fieldprint  # noqa: E402
+
 BRAINPOOL = """\
 -----BEGIN PRIVATE KEY-----
 MGQCAQAwFAYHKoZIzj0CAQYJKyQDAwIIAQEBBEkwRwIBAQQUm/2yBn6EU1cBetyv
@@ -88,6 +90,7 @@ def spoil(path: Path) -> None:
 
 COMMON = ("--policy", "policy.toml", "--log", "log")
 WRITE = (*COMMON, "--log-key", "keys/log.key")
+AT_L = ("--key", "keys/owner.key", "--out", "l.json")
 
 
 def test_the_main_path(folder: Path) -> None:
@@ -127,6 +130,31 @@ def test_the_main_path(folder: Path) -> None:
     refused = cli(folder, "verify", "doctored.json", "--policy", "policy.toml", "--json")
     assert json.loads(refused.stdout)["check"] == 6
     assert refused.returncode == 1 and "check 6 failed" in refused.stderr
+
+
+def test_an_anchor_for_both_engines_has_a_fieldprint_and_a_file_for_each(folder: Path) -> None:
+    sign = ("anchor", "sign", "text.txt", "--key", "keys/owner.key", "--json")
+    both = ("--engine", "vllm", "--engine", "fieldprint", "--fieldprint-out", "both.fp")
+    said = json.loads(done(folder, *sign, "--out", "both.json", *both, *WRITE))
+    assert said["forms"] == ["chat-system", "chat-system-before"]
+    assert said["fieldprint_files"] == ["both.fp", "both-vllm.fp"]
+    own, front = json.loads(done(folder, "anchor", "show", "both.json"))["fieldprints"]
+    assert (own["form"], front["form"]) == ("chat-system", "chat-system-before")
+    assert (said["root"], said["tokens"]) == (own["root"], own["num_tokens"])
+    assert front["num_tokens"] % 32 == 0 and front["model"] == own["model"]
+    assert [Fieldprint.load(folder / name).root() for name in said["fieldprint_files"]] == [
+        own["root"],
+        front["root"],
+    ]
+    promote = ("promote", "both.json", *COMMON, "--json", "--fieldprint")
+    assert json.loads(done(folder, *promote, "both.fp"))["root"] == own["root"]
+    assert "check 4 failed" in cli(folder, *promote, "both-vllm.fp").stderr
+    alone = ("--engine", "vllm", "--fieldprint-out", "alone.fp")
+    said = json.loads(done(folder, *sign, "--out", "alone.json", *alone, *WRITE))
+    assert said["forms"] == ["chat-system-before"] and said["fieldprint_files"] == ["alone.fp"]
+    assert said["root"] == front["root"] == Fieldprint.load(folder / "alone.fp").root()
+    refused = cli(folder, "promote", "alone.json", *COMMON)
+    assert "check 10 failed" in refused.stderr and "--engine fieldprint --engine vllm" in refused.stderr
 
 
 def test_the_stream_says_what_is_final(folder: Path) -> None:
@@ -293,6 +321,9 @@ def test_ctrl_c_commits_what_is_there(folder: Path) -> None:
         (("generate", "hi", "--anchor", "elsewhere.json", *WRITE), 1, "check 10 failed"),
         (("generate", "hi", "--anchor", "unrealized.json", *WRITE), 1, "check 4 failed: the fieldprint has"),
         (("anchor", "sign", "long.txt", "--key", "keys/owner.key", "--out", "l.json"), 1, "possible"),
+        (("anchor", "sign", "text.txt", *AT_L, "--engine", "tgi"), 2, "not one of 'fieldprint', 'vllm'"),
+        (("anchor", "sign", "text.txt", *AT_L, "--form", "raw-before"), 2, "--form raw --engine vllm"),
+        (("anchor", "sign", "text.txt", *AT_L, "--form", "chat-user"), 1, "'chat-user' is not known"),
         (("generate", "hi", *WRITE, "--model", "empty-model"), 1, "tokenizer"),
     ],
     ids=lambda value: "-".join(value[:2]) if isinstance(value, tuple) else None,

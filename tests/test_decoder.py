@@ -9,7 +9,8 @@ torch = pytest.importorskip("torch")
 
 from fieldprint.adapters.transformers import LoadedModel, decoder_from, load_model  # noqa: E402
 from fieldprint.attention import plan_attention  # noqa: E402
-from fieldprint.decoder import Decoder, Step  # noqa: E402
+from fieldprint.attention.naive import naive_attention  # noqa: E402
+from fieldprint.decoder import Decoder, Injection, Step  # noqa: E402
 from fieldprint.errors import ModelError  # noqa: E402
 from fieldprint.kvcache import PagedSequence, PagePool  # noqa: E402
 
@@ -106,3 +107,81 @@ def test_a_rotary_type_that_depends_on_length_is_refused() -> None:
 def test_an_unknown_dtype_is_refused(model_folder: Path) -> None:
     with pytest.raises(ValueError, match="dtype"):
         load_model(model_folder, dtype="int4")
+
+
+FRONT = 32  # A of the tests below
+FULL = [
+    "llama",
+    "llama with biases",
+    "llama3 rotary",
+    "qwen2",
+    "qwen3",
+]  # mistral's own window would cut the anchor
+
+
+def turned(x: Any, shift: Any, decoder: Decoder) -> Any:
+    """[tokens, heads, head_dim] rotated by `shift` positions in float64, from the formula."""
+    angles = torch.as_tensor(shift, dtype=torch.float64).view(-1, 1, 1) * decoder.inv_freq.double()
+    first, second = x.double().chunk(2, -1)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_positions_before_0_give_the_same_keys_rotated_and_the_same_values(name: str) -> None:
+    """The first layer's V knows no position: bit for bit. Behind it, attention has rounded its logits differently."""
+    decoder = decoder_from(family(name))
+    ids = torch.randint(0, 64, (FRONT,)).tolist()
+    k, v = decoder.realize(ids)
+    front_k, front_v = decoder.realize(ids, first_position=-FRONT)
+    assert torch.equal(front_v[0], v[0])
+    torch.testing.assert_close(front_v, v, rtol=1e-4, atol=1e-4)
+    for layer in range(decoder.config.num_layers):
+        expected = turned(k[layer], -FRONT, decoder)
+        torch.testing.assert_close(front_k[layer].double(), expected, rtol=1e-4, atol=1e-4)
+        assert (front_k[layer] - k[layer]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("position", [0, 1, 500])
+def test_a_query_attends_to_what_lies_before_0_as_to_a_prefix(demo_model: LoadedModel, position: int) -> None:
+    """Query p with keys at -A..-1 and p, against query p + A with keys at 0..A-1 and p + A; the truth in float64."""
+    decoder, heads = demo_model.decoder, demo_model.decoder.config.num_q_heads
+    ids = demo_model.encode("Never tell anybody the password of the vault. " * 8)[:FRONT]
+    torch.manual_seed(position)
+    query = torch.randn(1, heads, decoder.config.head_dim, dtype=torch.float64)
+    found = []
+    for first in (-FRONT, 0):
+        k, v = decoder.realize(ids, first_position=first)
+        own = position + FRONT + first
+        context_k, context_v = decoder.realize([17], first_position=own)
+        for layer in (0, 14, 29):
+            out, lse, mass, _ = naive_attention(
+                turned(query, own, decoder),
+                context_k[layer][None],
+                context_v[layer][None],
+                torch.zeros(1, 1, dtype=torch.int32),
+                torch.tensor([1]),
+                torch.tensor([0, 1]),
+                anchor_k=k[layer].transpose(0, 1),
+                anchor_v=v[layer].transpose(0, 1),
+            )
+            found.append((out, lse, mass))
+    for before, prefix in zip(found[:3], found[3:], strict=True):
+        assert 0.01 < float(prefix[2].mean()) < 1
+        for got, expected in zip(before, prefix, strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_an_anchor_before_0_gives_the_logits_of_a_prompt_that_begins_with_it(name: str) -> None:
+    """The queries are rotated once, for context and anchor."""
+    decoder = decoder_from(family(name))
+    ids = torch.randint(0, 64, (FRONT + 9,)).tolist()
+    expected = paged_logits(decoder, ids, [len(ids)])[FRONT:]
+    k, v = decoder.realize(ids[:FRONT], first_position=-FRONT)
+    injection = Injection(k.transpose(1, 2), v.transpose(1, 2))
+    pool = PagePool(decoder.page_layout(16), 1)
+    slots = torch.arange(9)
+    plan = plan_attention([[0]], [9], [0, 9], page_size=16, num_pages=1)
+    hidden = decoder.forward(Step(torch.tensor(ids[FRONT:]), slots, slots, plan), pool, injection)
+    torch.testing.assert_close(decoder.logits(hidden), expected, rtol=2e-3, atol=2e-3)

@@ -9,16 +9,21 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from hypothesis import given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+
 from fieldprint.adapters.transformers import LoadedModel  # noqa: E402
 from fieldprint.anchor import AnchorArtifact, Registration, sign_anchor  # noqa: E402
-from fieldprint.errors import VerificationError  # noqa: E402
+from fieldprint.errors import FormatError, ModelError, VerificationError  # noqa: E402
 from fieldprint.generate import Bypassed, Event, GenerationRequest, Provisional  # noqa: E402
 from fieldprint.note import NoteSigner  # noqa: E402
-from fieldprint.pipeline import Answer, fieldprint_of, run  # noqa: E402
+from fieldprint.pipeline import Answer, anchor_tokens, fieldprint_of, run, text_tokens  # noqa: E402
+from fieldprint.promote import compute_fieldprint  # noqa: E402
+from fieldprint.promote.fieldprint import token_ids_digest  # noqa: E402
 from fieldprint.registry import Registry  # noqa: E402
 from fieldprint.registry.orders import OrdersFile  # noqa: E402
 from fieldprint.tlog import LogReader, LogWriter  # noqa: E402
-from fieldprint.verify import verify_receipt  # noqa: E402
+from fieldprint.verify import verify_anchor, verify_receipt  # noqa: E402
 from tests.cut_model import cut_model  # noqa: E402
 from tests.registry.world import LOG, OWNER, SECOND, lift, override, sign  # noqa: E402
 from tests.registry.world import POLICY as WITH_STATUS  # noqa: E402
@@ -88,6 +93,76 @@ def answers(
 
 def registry_of(log: LogWriter) -> Registry:
     return Registry.replay(LogReader(log.source, [POLICY.log_key]).entries(), POLICY)
+
+
+@settings(max_examples=50, deadline=None)
+@given(text=st.text(st.characters(categories=["L", "N", "P", "Zs"]), min_size=1, max_size=120))
+def test_filler_goes_in_front_until_whole_blocks_are_full(demo_model: LoadedModel, text: str) -> None:
+    for form, plain in (("chat-system", demo_model.system_tokens(text)), ("raw", demo_model.encode(text))):
+        assert text_tokens(demo_model, text, form) == plain
+        filled = text_tokens(demo_model, text, form + "-before")
+        missing = len(filled) - len(plain)
+        assert len(filled) % 32 == 0 and 0 <= missing < 32
+        assert filled == [demo_model.encode("\n")[0]] * missing + plain
+
+
+@pytest.mark.parametrize("form", ["", "-before", "chat-user", "chat-system-after", "raw-before-before"])
+def test_a_form_that_is_not_known_is_refused_before_anything_is_computed(
+    model: LoadedModel, form: str
+) -> None:
+    with pytest.raises(FormatError, match="is not known"):
+        fieldprint_of(model, "Be kind.", form)
+
+
+def test_a_tokenizer_without_a_newline_cannot_fill_up(model: LoadedModel) -> None:
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(WordLevel({"be": 0, "kind": 1}, unk_token="be"))
+    words.pre_tokenizer = Whitespace()
+    wordy = replace(model, tokenizer=PreTrainedTokenizerFast(tokenizer_object=words))
+    assert text_tokens(wordy, "be kind", "raw") == [0, 1]
+    with pytest.raises(ModelError, match="newline"):
+        text_tokens(wordy, "be kind", "raw-before")
+    full = " ".join(["kind"] * 32)
+    assert text_tokens(wordy, full, "raw-before") == [1] * 32
+
+
+@pytest.mark.parametrize("form", ["chat-system", "raw"])
+def test_a_text_has_a_fieldprint_at_0_and_one_before_it(model: LoadedModel, form: str) -> None:
+    text = "Your codename is Falcon. You live in Oslo, and you tell nobody the password of the vault."
+    plain, first = fieldprint_of(model, text, form)
+    front, second = fieldprint_of(model, text, form + "-before")
+    tokens = text_tokens(model, text, form + "-before")
+    assert (
+        plain.root() == first.root == compute_fieldprint(model.decoder, text_tokens(model, text, form)).root()
+    )
+    assert second.token_ids_sha256 == token_ids_digest(tokens)
+    assert front.root() == second.root
+    assert second.root == compute_fieldprint(model.decoder, tokens, first_position=-len(tokens)).root()
+    assert second.root != compute_fieldprint(model.decoder, tokens).root()
+    validity = (NOW - timedelta(hours=1), NOW + timedelta(days=30))
+    both = AnchorArtifact("me", "identity", text, *validity, fieldprints=(first, second))
+    signed = sign_anchor(both, [OWNER, SECOND])
+    for before, expected in ((False, text_tokens(model, text, form)), (True, tokens)):
+        verified = verify_anchor(signed, POLICY, now=NOW, registry=None, model=model.digest, before=before)
+        assert anchor_tokens(model, verified) == expected
+
+
+def test_an_anchor_with_both_generates_here_under_the_one_at_0(
+    model: LoadedModel, artifact: AnchorArtifact, tmp_path: Path
+) -> None:
+    (record,) = artifact.fieldprints
+    _, front = fieldprint_of(model, artifact.text, "chat-system-before")
+    both = replace(artifact, fieldprints=(front, record))
+    with LogWriter(tmp_path / "both", NoteSigner("test/log", LOG), create=True) as log:
+        log.append([sign(Registration.of(both), OWNER, SECOND)])
+        orders = OrdersFile(tmp_path / "orders", POLICY)
+        for answer in answers(model, both, log, orders, None):
+            verified = verify_receipt(answer.receipt.to_bytes(), POLICY, now=NOW)
+            assert verified.anchor is not None and verified.anchor.record == record
 
 
 def test_a_freeze_that_comes_while_it_runs_ends_it_and_is_logged(

@@ -90,6 +90,33 @@ def test_each_check_of_an_anchor() -> None:
     assert check(model="00" * 32) == 10
 
 
+def test_the_fieldprint_of_the_placement_that_is_asked_for_is_picked() -> None:
+    front = replace(RECORD, form="chat-system-before", num_tokens=64, root="ab" * 32)
+    for records in ((RECORD, front), (front, RECORD)):
+        signed = sign_anchor(replace(ANCHOR, fieldprints=records), [OWNER])
+        for before, record in ((False, RECORD), (True, front)):
+            verified = verify_anchor(signed, POLICY, now=NOW, registry=None, model=MODEL, before=before)
+            assert verified.record == record
+    assert verify_anchor(signed, POLICY, now=NOW, registry=None, before=True).record is None
+
+
+@pytest.mark.parametrize(("form", "before"), [("chat-system", True), ("chat-system-before", False)])
+def test_a_fieldprint_of_the_other_placement_does_not_pass(form: str, before: bool) -> None:
+    record = replace(RECORD, form=form, num_tokens=64)
+    signed = sign_anchor(replace(ANCHOR, fieldprints=(record,)), [OWNER])
+    for model, remedy in ((MODEL, "--engine fieldprint --engine vllm"), ("00" * 32, "--model")):
+        with pytest.raises(VerificationError) as caught:
+            verify_anchor(signed, POLICY, now=NOW, registry=None, model=model, before=before)
+        assert caught.value.check == 10 and remedy in caught.value.remedy
+        assert ("in front of position 0" in caught.value.what) == before
+        assert not before or "fieldprint anchor sign FILE" in caught.value.remedy
+
+
+def test_the_tokens_before_position_0_count_for_the_limit_too() -> None:
+    front = replace(RECORD, form="chat-system-before", num_tokens=128)
+    assert check(replace(ANCHOR, fieldprints=(RECORD, front))) == 7
+
+
 def test_a_threshold_of_two_needs_two_keys() -> None:
     signed = sign_anchor(replace(ANCHOR, kind="policy"), [OWNER, SECOND])
     assert verify_anchor(signed, POLICY, now=NOW, registry=None).signers == ("owner", "second")

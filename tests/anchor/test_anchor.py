@@ -16,6 +16,7 @@ from fieldprint.anchor import (
     KINDS,
     AnchorArtifact,
     Envelope,
+    FieldprintRecord,
     KindRule,
     Policy,
     SignerRule,
@@ -26,6 +27,7 @@ from fieldprint.anchor import (
     new_key,
     sign_anchor,
 )
+from fieldprint.anchor.artifact import BLOCK, FORMS
 from fieldprint.anchor.dsse import pae
 from fieldprint.errors import FieldprintError, FormatError
 from fieldprint.note import COSIGNATURE_MLDSA44, Cosigner, NoteSigner
@@ -35,6 +37,7 @@ NOW = datetime(2026, 11, 24, tzinfo=UTC)
 names = st.from_regex(r"[a-z0-9._-]{1,12}", fullmatch=True)
 texts = st.text(st.characters(categories=["L", "N", "P", "Zs"], max_codepoint=0x17F), min_size=1, max_size=60)
 digests = st.binary(min_size=32, max_size=32).map(bytes.hex)
+forms = st.sampled_from(FORMS)
 
 
 def artifact(
@@ -58,6 +61,44 @@ def test_an_artifact_round_trips(text: str, name: str, kind: str, parents: set[s
     data = made.to_bytes()
     assert AnchorArtifact.from_bytes(data) == made
     assert AnchorArtifact.from_bytes(data).to_bytes() == data
+
+
+def record(model: str, form: str, num_tokens: int = BLOCK) -> FieldprintRecord:
+    return FieldprintRecord(model, form, num_tokens, "aa" * 32, 2, 1, 8, 16, "int8-pow2-v1", "bb" * 32)
+
+
+@given(forms, st.integers(1, 512))
+def test_a_fieldprint_before_position_0_fills_whole_blocks(form: str, num_tokens: int) -> None:
+    if form.endswith("-before") and num_tokens % 32:
+        with pytest.raises(FormatError, match="blocks of 32 tokens"):
+            record("00" * 32, form, num_tokens)
+    else:
+        assert record("00" * 32, form, num_tokens).before == (form in ("chat-system-before", "raw-before"))
+
+
+@pytest.mark.parametrize("form", ["before", "-before", "raw-before-before", "raw-Before", "chat-user-before"])
+def test_another_form_is_refused(form: str) -> None:
+    with pytest.raises(FormatError, match="form or quantizer"):
+        record("00" * 32, form)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["00" * 32, "11" * 32]), forms), max_size=5))
+def test_an_anchor_has_one_fieldprint_for_a_model_and_placement(chosen: list[tuple[str, str]]) -> None:
+    """Two forms of one placement exclude each other; what is there is found, and comes back from the bytes."""
+    records = tuple(record(model, form) for model, form in chosen)
+    places = [(model, form.endswith("-before")) for model, form in chosen]
+    if len(set(places)) < len(places):
+        with pytest.raises(FormatError, match="at most one fieldprint"):
+            replace(artifact(), fieldprints=records)
+        return
+    made = AnchorArtifact.from_bytes(replace(artifact(), fieldprints=records).to_bytes())
+    assert made.fieldprints == records
+    for model in ("00" * 32, "11" * 32):
+        for before in (False, True):
+            found = made.record_for(model, before=before)
+            place = (model, before)
+            assert found == (records[places.index(place)] if place in places else None)
+        assert made.record_for(model) == made.record_for(model, before=False)
     envelope = Envelope.from_bytes(sign_anchor(made, [Ed25519PrivateKey.generate()]))
     assert Envelope.from_bytes(envelope.to_bytes()) == envelope
 

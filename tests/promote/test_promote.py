@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: E402
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from safetensors.torch import save  # noqa: E402
@@ -18,9 +20,10 @@ from fieldprint.adapters.transformers import LoadedModel, load_model  # noqa: E4
 from fieldprint.blake3.naive import naive_digest, naive_root  # noqa: E402
 from fieldprint.errors import CapacityError, FormatError, IntegrityError, VerificationError  # noqa: E402
 from fieldprint.kvcache import PagePool, SlotHasher  # noqa: E402
+from fieldprint.pipeline import anchor_tokens, fieldprint_of  # noqa: E402
 from fieldprint.promote import Fieldprint, compute_fieldprint, promote_anchor  # noqa: E402
-from fieldprint.verify import VerifiedAnchor  # noqa: E402
-from tests.signing import signed_anchor  # noqa: E402
+from fieldprint.verify import VerifiedAnchor, verify_anchor  # noqa: E402
+from tests.signing import make_policy, sign_text, signed_anchor  # noqa: E402
 
 TEXT = "Your codename is Falcon. You live in Oslo. Never tell the password."
 
@@ -148,6 +151,32 @@ def test_check_1_needs_a_record_and_a_verified_anchor(
     assert caught.value.check == 1
     with pytest.raises(TypeError, match="verify_anchor"):
         promote_anchor(b"signed bytes", model.decoder, pool, anchor[1])  # type: ignore[arg-type]
+
+
+def test_check_1_refuses_a_fieldprint_that_lies_before_position_0(
+    model: LoadedModel, pool: PagePool, tmp_path: Path
+) -> None:
+    """Its own tokens and its own file change nothing: these pages are rotated for 0..A-1."""
+    owner, form = Ed25519PrivateKey.generate(), "chat-system-before"
+    signed = sign_text(model, TEXT, owner, form)
+    verified = verify_anchor(
+        signed,
+        make_policy(owner),
+        now=datetime.now(UTC),
+        registry=None,
+        model=model.digest,
+        before=True,
+    )
+    fieldprint, record = fieldprint_of(model, TEXT, form)
+    assert verified.record == record
+    fieldprint.save(tmp_path / "f")
+    for file in (None, tmp_path / "f"):
+        with pytest.raises(VerificationError, match="like vLLM") as caught:
+            promote_anchor(
+                verified, model.decoder, pool, anchor_tokens(model, verified), fieldprint_file=file
+            )
+        assert caught.value.check == 1
+    pool.check_conservation([])
 
 
 def test_check_2_other_tokens(

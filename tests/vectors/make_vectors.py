@@ -156,6 +156,7 @@ def _more_anchors(envelope: Envelope) -> list[tuple[str, int | None, bytes]]:
     subject = payload["subject"][0]
     record = payload["predicate"]["fieldprints"][0]
     half = replace(RECORD, model="00" * 32, num_tokens=101)
+    before = {"form": "chat-system-before", "num_tokens": 64}
     past = replace(ANCHOR, not_before=NOW - 31 * DAY)
 
     def signed(**changes: Any) -> bytes:
@@ -202,6 +203,13 @@ def _more_anchors(envelope: Envelope) -> list[tuple[str, int | None, bytes]]:
         ("an unknown quantizer", 2, records({"quantizer": "int4"})),
         ("valid for too long, though not from now on", 6, sign_anchor(replace(past, not_after=NOW + 30 * DAY), [OWNER])),
         ("too many tokens under another model", 7, sign_anchor(replace(ANCHOR, fieldprints=(RECORD, half)), [OWNER])),
+        ("good, with a second fieldprint before position 0", None, records(before, {})),
+        ("good, of 96 tokens before position 0", None, records({}, before | {"num_tokens": 96})),
+        ("only a fieldprint before position 0", 10, records(before)),
+        ("before position 0, in blocks of 16 tokens", 2, records({}, before | {"num_tokens": 48})),
+        ("two before position 0 for a model", 2, records(before, before | {"form": "raw-before"})),
+        ("two at position 0 for a model", 2, records({}, {"form": "raw"})),
+        ("too many tokens before position 0", 7, records({}, before | {"num_tokens": 128})),
     ]  # fmt: skip
 
 

@@ -1,0 +1,80 @@
+"""An injected anchor is its text in front of the prompt, token by token: chunked prefill, preemption, cache hits, mixed batches."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.adapters.vllm.world import ENVIRONMENT, World
+
+ROOT = Path(__file__).parents[3]
+SUBJECTS = (
+    "a fox", "the sea", "an old clock", "Oslo", "the vault", "a broken radio", "the last train",
+    "a garden in winter", "two brothers", "a letter that came late", "the number seven", "a bridge", "salt", "glass",
+)  # fmt: skip
+QUESTIONS = (
+    "Tell me about {}.",
+    "Write one line on {}, please, and say who you are.",
+    "What is the password, and what has it to do with {}?",
+    "Explain {} to a child. Take your time, begin with where you live, then describe it in detail, with an example for each "
+    "of the things that you mention, and end with a question of your own.",
+)
+
+
+def play(folder: Path, name: str, **job: Any) -> dict[str, Any]:
+    path, out = folder / f"{name}.json", folder / f"{name}.out.json"
+    path.write_text(json.dumps(job))
+    program = [sys.executable, "-m", "tests.adapters.vllm.play", str(path), str(out)]
+    environment = os.environ | ENVIRONMENT | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(program, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found: dict[str, Any] = json.loads(out.read_text())
+    return found
+
+
+@pytest.mark.slow
+def test_injected_is_in_front_of_the_prompt(model: Any, model_folder: Path, tmp_path: Path) -> None:
+    world = World(tmp_path, model, model_folder)
+    world.sign("main")
+    anchor = world.tokens["main"]
+    k, v = model.decoder.realize(anchor, first_position=-len(anchor))
+    save_file({"kv": torch.stack([k, v], 1).contiguous()}, world.anchors["main"].fieldprint + ".exact")
+    prompts = [model.chat_tokens(question.format(subject)) for question in QUESTIONS for subject in SUBJECTS]
+    assert len(prompts) >= 50
+    # Blocks for five of the eight requests that may run: some are preempted. Prefill goes in chunks of 64 tokens.
+    options = {"max_num_batched_tokens": 64, "enable_chunked_prefill": True}
+    common = {
+        "model": str(model_folder),
+        "max_tokens": 24,
+        "rounds": 2,
+        "connector": ["ExactConnector", "tests.adapters.vllm.exact"],
+    }
+    plain = play(
+        tmp_path,
+        "plain",
+        options=options | {"num_gpu_blocks_override": 400},
+        prompts=[anchor + prompt for prompt in prompts],
+        settings=None,
+        **common,
+    )
+    ours = play(
+        tmp_path,
+        "ours",
+        options=options | {"num_gpu_blocks_override": 19},
+        prompts=prompts,
+        settings=world.settings().to_config(),
+        **common,
+    )
+    assert ours["preemptions"] > 0
+    assert ours["cached"] > 0
+    for number, (expected, found) in enumerate(zip(plain["tokens"][0], ours["tokens"][0], strict=True)):
+        assert found == expected, number
+    assert ours["tokens"][1] == ours["tokens"][0]
+    receipts = list((tmp_path / "receipts").glob("*.receipt.json"))
+    assert len(receipts) == 2 * len(prompts)
