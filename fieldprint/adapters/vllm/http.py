@@ -69,7 +69,8 @@ class _Answer(Exception):  # noqa: N818 - most are no errors
 
 
 def _error(status: int, what: str) -> _Answer:
-    return _Answer(status, {"error": what})
+    """As OpenAI's clients show it."""
+    return _Answer(status, {"error": {"message": what, "type": "fieldprint", "code": status}})
 
 
 class FieldprintMiddleware:

@@ -226,7 +226,10 @@ def test_two_ids_are_refused(site: Site) -> None:
 
 def test_a_receipt_is_given_out_and_one_that_is_not_there_says_when_to_ask(site: Site) -> None:
     missing = site.ask("GET", "/fieldprint/receipts/chatcmpl-x")
-    assert missing.status_code == 404 and "ask again when the answer has ended" in missing.json()["error"]
+    assert (
+        missing.status_code == 404
+        and "ask again when the answer has ended" in missing.json()["error"]["message"]
+    )
     (site.folder / "receipts" / "chatcmpl-x.receipt.json").write_bytes(b'{"a":1}')
     there = site.ask("GET", "/fieldprint/receipts/chatcmpl-x")
     assert there.status_code == 200 and there.content == b'{"a":1}'
@@ -267,7 +270,7 @@ def test_before_the_engine_has_begun_it_is_said(site: Site) -> None:
     app = site.app(control=str(site.folder / "elsewhere"))
     for path in ("anchors", "healthz"):
         answer = site.ask("GET", f"/fieldprint/{path}", app=app)
-        assert answer.status_code == 503 and "not said yet" in answer.json()["error"]
+        assert answer.status_code == 503 and "not said yet" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("state", [b"", b"[]", b"{", b'{"anchors": 1}', b'{"anchors": [{"name": 1}]}'])
@@ -292,7 +295,7 @@ def test_a_state_that_is_none_is_said(site: Site, state: bytes) -> None:
 )
 def test_other_methods_and_paths_are_refused(site: Site, method: str, path: str, status: int) -> None:
     answer = site.ask(method, f"/fieldprint/{path}")
-    assert answer.status_code == status and answer.json()["error"]
+    assert answer.status_code == status and answer.json()["error"]["message"]
 
 
 # Anchors that are asked for
@@ -302,7 +305,7 @@ def test_a_request_for_an_anchor_that_is_not_there_is_refused(site: Site) -> Non
     wait_for_state(site)
     body = {"vllm_xargs": {"fieldprint_anchor": "second"}}
     answer = site.ask("POST", CHAT, json=body)
-    assert answer.status_code == 400 and "ask for one of: main" in answer.json()["error"]
+    assert answer.status_code == 400 and "ask for one of: main" in answer.json()["error"]["message"]
     body["vllm_xargs"]["fieldprint_anchor"] = "main"
     passed = site.ask("POST", CHAT, json=body)
     assert json.loads(passed.json()["body"]) == body
@@ -392,7 +395,7 @@ def test_a_server_without_a_token_takes_no_orders(site: Site) -> None:
 def test_another_type_is_refused(site: Site, query: str) -> None:
     signed = sign_registration(site.artifact(), [site.owner])
     answer = site.ask("POST", f"/fieldprint/events{query}", content=signed, headers=admin())
-    assert answer.status_code == 400 and "revocation" in answer.json()["error"]
+    assert answer.status_code == 400 and "revocation" in answer.json()["error"]["message"]
 
 
 def test_a_body_that_is_too_large_is_refused_with_and_without_a_length(site: Site) -> None:
