@@ -136,7 +136,7 @@ def prepare_demo_model(cache: Path | None = None, *, progress: Progress | None =
         CapacityError: the disk has no room for the folder.
     """
     say = progress or (lambda _: None)
-    models = (_user_cache() if cache is None else cache) / "models"
+    models = (user_cache() if cache is None else cache) / "models"
     folder = models / DEMO_MODEL
     if _is_complete(folder):
         return folder
@@ -249,7 +249,8 @@ def _tensor_names(path: Path) -> list[str]:
     return list(tensors)
 
 
-def _user_cache() -> Path:
+def user_cache() -> Path:
+    """Fieldprint's cache folder: `$XDG_CACHE_HOME/fieldprint`, else `~/.cache/fieldprint`."""
     root = os.environ.get("XDG_CACHE_HOME")
     # The XDG specification says to ignore a relative path.
     return (Path(root) if root and Path(root).is_absolute() else Path.home() / ".cache") / "fieldprint"

@@ -2,4 +2,5 @@
 
 from fieldprint.cli.app import main
 
-main()
+if __name__ == "__main__":  # vLLM starts processes that import it
+    main()

@@ -20,6 +20,7 @@ from fieldprint.cli import (
     proof,
     registry,
     serve,
+    serve_vllm,
     verify,
     witness,
 )
@@ -74,6 +75,8 @@ log.app.command("witness")(witness.log_witness)
 log.app.command("cosign")(witness.log_cosign)
 for command in (generate.promote, generate.generate, verify.verify, generate.model, generate.demo):
     app.command()(command)
+# What is not ours is vLLM's, and vLLM refuses what it does not know.
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve_vllm.serve)
 
 
 def main() -> None:

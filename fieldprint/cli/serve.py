@@ -13,7 +13,6 @@ from fieldprint.cli.inputs import open_policy, open_writer, read_input
 from fieldprint.cli.log import LogArgument
 from fieldprint.cli.options import LastSignedFile, QuorumFile
 from fieldprint.cli.output import printable
-from fieldprint.errors import FormatError
 
 if TYPE_CHECKING:
     from fieldprint.tlog.http_server import HttpServer
@@ -114,15 +113,9 @@ def _run_until_stopped(server: "HttpServer", announced: str) -> None:
 
 
 def _token(path: Path) -> str:
-    from fieldprint.tlog.serve import check_token
+    from fieldprint.tlog.serve import token_in
 
-    data = read_input(path)
-    if path.stat().st_mode & 0o077:
-        raise FormatError(f"{path} can be read by others", remedy=f"Run: chmod 600 {path}")
-    try:
-        return check_token(data.decode("ascii").removesuffix("\n"))
-    except UnicodeDecodeError:
-        return check_token("")
+    return token_in(path, read_input(path))
 
 
 def _witness(

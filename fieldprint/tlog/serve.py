@@ -20,6 +20,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from hashlib import sha256
+from pathlib import Path
 from typing import Protocol
 
 from fieldprint.errors import CapacityError, FieldprintError, FormatError, LogError
@@ -124,6 +125,20 @@ def check_token(token: str) -> str:
             remedy="Make one: python -c 'import secrets; print(secrets.token_urlsafe(32))'",
         )
     return token
+
+
+def token_in(path: Path, data: bytes) -> str:
+    """The token that is the first line of a file that nobody but its owner can read.
+
+    Raises:
+        FormatError: others can read it, or it holds no token.
+    """
+    if path.stat().st_mode & 0o077:
+        raise FormatError(f"{path} can be read by others", remedy=f"Run: chmod 600 {path}")
+    try:
+        return check_token(data.decode("ascii").removesuffix("\n"))
+    except UnicodeDecodeError:
+        return check_token("")
 
 
 class LogSite:

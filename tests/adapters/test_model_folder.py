@@ -265,11 +265,11 @@ def test_demo_model_passes_and_loads_offline(model_folder: Path) -> None:
 def test_cache_follows_the_xdg_specification(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert source._user_cache() == tmp_path / ".cache" / "fieldprint"
+    assert source.user_cache() == tmp_path / ".cache" / "fieldprint"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert source._user_cache() == tmp_path / ".cache" / "fieldprint"
+    assert source.user_cache() == tmp_path / ".cache" / "fieldprint"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert source._user_cache() == tmp_path / "xdg" / "fieldprint"
+    assert source.user_cache() == tmp_path / "xdg" / "fieldprint"
 
 
 needs_demo_packages = pytest.mark.skipif(

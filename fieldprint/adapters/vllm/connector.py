@@ -18,6 +18,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from fieldprint.adapters.vllm.backend import AnchorBuilder, AnchorTable
 from fieldprint.adapters.vllm.layout import learn_layout
 from fieldprint.adapters.vllm.messages import Digests, StepOrders, StepReport
+from fieldprint.adapters.vllm.metrics import FieldprintMetrics, FieldprintStats, new_counters
 from fieldprint.adapters.vllm.residency import Asked, Installed, Residency, digests_of
 from fieldprint.adapters.vllm.settings import ServeSettings
 from fieldprint.adapters.vllm.supervisor import Supervisor
@@ -61,6 +62,7 @@ class FieldprintConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc
                 deque()
             )
             self._installed: dict[int, Installed] = {}
+        self._told: dict[str, float] = new_counters()
 
     # The scheduler's half
 
@@ -85,6 +87,25 @@ class FieldprintConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc
         report = connector_output.kv_connector_worker_meta
         if isinstance(report, StepReport):
             self.supervisor.take(report)
+
+    def get_kv_connector_stats(self) -> FieldprintStats | None:
+        """What was counted since the last time; the worker's half counts nothing."""
+        if not hasattr(self, "supervisor") or self._told == self.supervisor.counters:
+            return None
+        before, self._told = self._told, dict(self.supervisor.counters)
+        return FieldprintStats.since(before, self._told)
+
+    @classmethod
+    def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> FieldprintStats:
+        """What another process has told."""
+        return FieldprintStats() if data is None else FieldprintStats(data)
+
+    @classmethod
+    def build_prom_metrics(
+        cls, vllm_config: Any, metric_types: Any, labelnames: list[str], per_engine_labelvalues: Any
+    ) -> FieldprintMetrics:
+        """What shows it at /metrics."""
+        return FieldprintMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
 
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         """Blocks may go: what had to be looked at was looked at before the request ended."""

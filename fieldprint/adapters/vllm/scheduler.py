@@ -224,10 +224,15 @@ class FieldprintScheduler(Scheduler):  # type: ignore[misc]
                 self._finish(row)
 
     def _take(self, result: CommitResult) -> None:
+        counters = self.supervisor.counters
+        counters["commits"] += 1
+        counters["commit_seconds"] += result.seconds
+        counters["committed_tokens"] = self.ledger.committed_tokens
         if result.clean:
             self._faults = 0 if result.committed else self._faults
             return
         self._faults += 1
+        counters["faults"] += 1
         if result.log_error is not None:
             for job in result.job.requests:
                 row = self.ledger.row_of(job.key)
@@ -248,6 +253,7 @@ class FieldprintScheduler(Scheduler):  # type: ignore[misc]
     def _repair(self, damaged: frozenset[int]) -> None:
         """An anchor was damaged: whoever is under it goes back, and it is written again from its codes."""
         self._faults += 1
+        self.supervisor.counters["faults"] += 1
         self.ledger.abort_all_of(damaged)
         self.supervisor.rewrite(damaged)
         suspect = {
@@ -271,6 +277,7 @@ class FieldprintScheduler(Scheduler):  # type: ignore[misc]
             self._fail(row, f"{reason}, {self._faults} times without progress")
             return
         had = len(row.tokens)
+        self.supervisor.counters["rolled_back"] += 1
         if request.status == RequestStatus.RUNNING:
             self.running.remove(request)
             preempt(self, request)

@@ -2,7 +2,8 @@
 
 {"anchors": {"main": {"artifact": "anchor.json", "fieldprint": "anchor.fieldprint"}}, "default": "main",
  "policy": "policy.toml", "model": "SmolLM2", "log": "log", "log_key": "keys/log.key", "receipts": "receipts",
- "database": null, "orders": null, "control": null, "engine": "engine", "scrub_interval": 8, "provisional_cap": 64}
+ "database": null, "orders": null, "control": null, "admin_token": null, "last_signed": null, "engine": "engine",
+ "scrub_interval": 8, "provisional_cap": 64}
 """
 
 from collections.abc import Mapping
@@ -26,7 +27,9 @@ class ServeSettings:
 
     anchors: files by the name that a request may ask for. default: of the anchor of requests that ask for none; None: without.
     model: the model's folder, whose digest the leaves name. log, log_key: where leaves go; both or none. receipts: folder.
-    database, orders: watched for revocations and overrides. control: folder through which the engine is controlled. engine: its name. scrub_interval: steps between two looks at the
+    database, orders: watched for revocations and overrides. control: folder by which a running engine is told of events and
+    anchors; None: it is not. admin_token: file of the token that whoever tells it over HTTP must bear. last_signed: file that
+    remembers the log's last checkpoint; None: beside the log. engine: its name. scrub_interval: steps between two looks at the
     pinned blocks. provisional_cap: generated tokens of a request that may be uncommitted. log_timeout: seconds.
     """
 
@@ -40,6 +43,8 @@ class ServeSettings:
     database: str | None = None
     orders: str | None = None
     control: str | None = None
+    admin_token: str | None = None
+    last_signed: str | None = None
     engine: str = "engine"
     scrub_interval: int = 8
     provisional_cap: int = 64
@@ -83,7 +88,7 @@ class ServeSettings:
         for name, kind in (("scrub_interval", int), ("provisional_cap", int), ("log_timeout", (int, float))):
             if name in rest and (not isinstance(rest[name], kind) or isinstance(rest[name], bool)):
                 raise FormatError(f"{name} must be a number, not {rest[name]!r}")
-        for name in ("default", "database", "orders", "control"):
+        for name in ("default", "database", "orders", "control", "admin_token", "last_signed"):
             if rest.get(name) is not None and not isinstance(rest[name], str):
                 raise FormatError(f"{name} must be a text or null, not {rest[name]!r}")
         return cls(anchors=anchors, **rest)

@@ -12,6 +12,7 @@ from fieldprint.adapters.vllm.anchors import ServedAnchor, ServedAnchors, read_f
 from fieldprint.adapters.vllm.control import ControlFolder, LiveRegistry
 from fieldprint.adapters.vllm.ledger import Ledger
 from fieldprint.adapters.vllm.messages import StepOrders, StepReport
+from fieldprint.adapters.vllm.metrics import ANCHORS, new_counters
 from fieldprint.adapters.vllm.receipts import ReceiptFolder
 from fieldprint.adapters.vllm.row import Row
 from fieldprint.adapters.vllm.settings import ServeSettings
@@ -97,6 +98,7 @@ class Supervisor:
         self._step = 0
         self.damaged_anchors: set[int] = set()
         self._rewrite: tuple[int, ...] = ()
+        self.counters = new_counters()
 
     def take_blocks(self, pool: Any) -> None:
         """Take each anchor's blocks out of vLLM's pool, which later anchors' come from too.
@@ -227,6 +229,7 @@ class Supervisor:
                 )
             anchor.acknowledged |= {rank}
             anchor.ready = len(anchor.acknowledged) == self._ranks
+        self.counters[ANCHORS] = sum(anchor.ready for anchor in self.anchors.all[1:])
         self.damaged_anchors.update(*report.pinned.values())
         self.ledger.take(report)
 
@@ -252,7 +255,8 @@ def _writer(settings: ServeSettings, policy: Policy) -> LogWriter:
         raise VerificationError(
             2, f"{settings.log_key} is not the log key of the policy", remedy="Give the key of that log"
         )
-    return LogWriter(settings.log, signer)
+    last_signed = None if settings.last_signed is None else Path(settings.last_signed)
+    return LogWriter(settings.log, signer, last_signed=last_signed)
 
 
 def _decoder(model: str) -> Any:

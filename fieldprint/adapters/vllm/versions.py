@@ -162,3 +162,18 @@ def public_id(request_id: str) -> str:
     """The id that a client knows: vLLM appends eight hex digits to it."""
     head, _, tail = request_id.rpartition("-")
     return head if head and len(tail) == 8 else request_id
+
+
+def api_server() -> tuple[Any, Any, Any]:
+    """A parser of the server's arguments, the function that validates what it has parsed, and the server's coroutine."""
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    if release() == "0.24":
+        from vllm.entrypoints.openai.api_server import run_server
+        from vllm.entrypoints.openai.cli_args import make_arg_parser, validate_parsed_serve_args
+    else:
+        from vllm.entrypoints.launchers.api_server.entry import run_server
+        from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    cli_env_setup()
+    return make_arg_parser(FlexibleArgumentParser()), validate_parsed_serve_args, run_server
