@@ -149,7 +149,9 @@ def _backend(name: str) -> type:
     parent = getattr(import_module(module), attribute)
     theirs = parent.get_builder_cls()
     builder = type(f"Anchored{theirs.__name__}", (AnchorBuilder, theirs), {})
-    return type(f"Anchored{attribute}", (parent,), {"get_builder_cls": staticmethod(lambda: builder)})
+    # vLLM looks a class up again by its module and name.
+    members = {"get_builder_cls": staticmethod(lambda: builder), "__module__": __name__}
+    return type(BACKENDS[name].rpartition(".")[2], (parent,), members)
 
 
 def __getattr__(name: str) -> type:

@@ -33,7 +33,8 @@ def play(folder: Path, name: str, **job: Any) -> dict[str, Any]:
     path, out = folder / f"{name}.json", folder / f"{name}.out.json"
     path.write_text(json.dumps(job))
     program = [sys.executable, "-m", "tests.adapters.vllm.play", str(path), str(out)]
-    environment = os.environ | ENVIRONMENT | {"PYTHONPATH": str(ROOT)}
+    path_of_modules = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | ENVIRONMENT | {"PYTHONPATH": path_of_modules}
     done = subprocess.run(program, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     found: dict[str, Any] = json.loads(out.read_text())
