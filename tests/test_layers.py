@@ -86,6 +86,7 @@ def test_only_verify_makes_a_verified_anchor() -> None:
 EXCUSED = {
     "cli/anchor.py:anchor_sign": "seventeen options with their help, then one call each of what makes and what signs",
     "cli/generate.py:generate": "fifteen options with their help, then one call of the pipeline",
+    "cli/serve_vllm.py:serve": "thirteen options with their help, then one call each of what checks, and of the server",
     "cli/serve.py:log_serve": "fourteen options with their help, then one call of the server",
     "attention/decode_kernel.py:decode_kernel": "one launch; Triton has no closures, and parts would take thirty arguments",
     "attention/plan_kernel.py:plan_kernel": "three ways to cut, in one launch; each is a few lines of arithmetic",

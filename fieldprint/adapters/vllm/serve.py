@@ -146,7 +146,11 @@ def _contradiction(name: str, reason: str) -> CompatibilityError:
 
 
 def with_fieldprint(args: Namespace, settings: ServeSettings) -> Namespace:
-    """The arguments with Fieldprint's scheduler, connector and middleware in them."""
+    """The arguments with Fieldprint's scheduler, connector and middleware in them.
+
+    Raises:
+        CompatibilityError: blocks are so large that two of them would be more than may be provisional.
+    """
     from vllm.config import KVTransferConfig
     from vllm.platforms import current_platform
 
@@ -165,6 +169,11 @@ def with_fieldprint(args: Namespace, settings: ServeSettings) -> Namespace:
         args.disable_cascade_attn = True
     if args.block_size is None:
         args.block_size = 32 if current_platform.is_cpu() else 16
+    if 2 * args.block_size > settings.provisional_cap:
+        raise CompatibilityError(
+            f"blocks of {args.block_size} tokens are committed whole, and only {settings.provisional_cap} may be provisional",
+            remedy=f"Give --block-size {settings.provisional_cap // 2} or less",
+        )
     # The last is the outermost: what it answers nobody else sees.
     args.middleware = [*args.middleware, MIDDLEWARE]
     return args

@@ -5,7 +5,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +96,11 @@ def test_the_server_is_told_of_everything() -> None:
 
 
 def test_the_users_block_size_and_name_are_kept() -> None:
-    args = serve.parse_arguments(
-        ["--block-size", "64", "--served-model-name", "a", "b", "--no-async-scheduling"]
-    )
-    args = serve.with_fieldprint(args, SETTINGS)
+    given = ["--block-size", "64", "--served-model-name", "a", "b", "--no-async-scheduling"]
+    args = serve.parse_arguments(given)
+    with pytest.raises(CompatibilityError, match="--block-size 32 or less"):
+        serve.with_fieldprint(args, SETTINGS)
+    args = serve.with_fieldprint(args, replace(SETTINGS, provisional_cap=128))
     assert (args.block_size, args.served_model_name) == (64, ["a", "b"])
 
 
