@@ -55,7 +55,7 @@ class FieldprintConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc
             )
         else:
             self._orders: StepOrders | None = None
-            self._applied = -1
+            self._applied = self._looked = -1
             self._report = StepReport()
             self._binding: deque[tuple[int, Asked[Digests]]] = deque()
             self._checking: deque[tuple[StepOrders, tuple[int, ...], Asked[tuple[tuple[int, ...], ...]]]] = (
@@ -229,8 +229,14 @@ class FieldprintConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc
 
     def wait_for_save(self) -> None:
         """Bind what the step has written, and check what is due."""
-        orders = self._get_connector_metadata()
+        self._look(self._get_connector_metadata())
+
+    def _look(self, orders: StepOrders) -> None:
+        """The work behind a step, once: 0.24 does not call `wait_for_save` where nothing was computed."""
         self.handle_preemptions(orders)
+        if orders.step == self._looked:
+            return
+        self._looked = orders.step
         if orders.bind is not None and len(orders.bind):
             self._binding.append((orders.step, self.residency.bind(orders.bind)))
         if orders.check is not None or orders.scrub:
@@ -241,6 +247,7 @@ class FieldprintConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc
 
     def build_connector_worker_meta(self) -> StepReport | None:
         """What is there of the answers to this step's orders, and to earlier ones'."""
+        self._look(self._get_connector_metadata())
         rank = self._rank
         while self._binding and self._binding[0][1].ready():
             step, bound = self._binding.popleft()

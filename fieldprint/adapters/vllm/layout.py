@@ -88,15 +88,17 @@ def learn_layout(
     slots = torch.arange(block_size, device=cache.device) + block * block_size
     run = flat[block * stride : block * stride + count]
     found = torch.zeros(count, dtype=torch.int64, device=cache.device)
+    fits = cache[0].numel() == count
     scale = 1
-    while scale < count:
+    while fits and scale < count:
         digits = (numbers // scale % BASE).view(block_size, 2, heads, dim).to(cache.dtype)
         write(digits[:, 0].contiguous(), digits[:, 1].contiguous(), slots)
         found += run.to(torch.int64) * scale
         scale *= BASE
     zero = torch.zeros(block_size, heads, dim, dtype=cache.dtype, device=cache.device)
-    write(zero, zero, slots)
-    if len(run) != count or not torch.equal(found.sort().values, numbers) or bool(run.any()):
+    if fits:
+        write(zero, zero, slots)
+    if not fits or not torch.equal(found.sort().values, numbers) or bool(run.any()):
         raise CompatibilityError(
             f"the blocks of the cache ({cache.dtype}, {tuple(cache.shape)}) hold something else than each element of K and V once",
             remedy="Choose another attention backend",

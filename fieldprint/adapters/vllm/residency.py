@@ -75,9 +75,12 @@ class Residency:
     Args:
         caches: of each layer, [num_blocks, ...], all alike.
         layout: of their blocks.
+        use_kernel: gather slots by our Triton kernel; None: on a GPU.
     """
 
-    def __init__(self, caches: Sequence[Tensor], layout: BlockLayout) -> None:
+    def __init__(
+        self, caches: Sequence[Tensor], layout: BlockLayout, *, use_kernel: bool | None = None
+    ) -> None:
         self.layout, self.size = layout, layout.block_size
         self._flats = [flat_view(cache) for cache in caches]
         self.device = caches[0].device
@@ -86,11 +89,12 @@ class Residency:
         self._of_block = torch.zeros(blocks, 32, dtype=torch.uint8, device=self.device)
         self._whole = np.zeros(blocks, dtype=bool)  # whether `_of_block` holds
         self._written = np.zeros(blocks, dtype=np.int64)  # how often it was written to
+        self._use_kernel = self.device.type != "cpu" if use_kernel is None else use_kernel
+        addresses = [flat.data_ptr() for flat in self._flats]
+        self._addresses = torch.tensor(addresses, dtype=torch.int64, device=self.device)
         self._stream: torch.cuda.Stream | None = None
         if self.device.type != "cpu":
             self._stream = torch.cuda.Stream(self.device)
-            addresses = [flat.data_ptr() for flat in self._flats]
-            self._addresses = torch.tensor(addresses, dtype=torch.int64, device=self.device)
             shape = (blocks, layout.elements)
             self._blocks = [flat.as_strided(shape, (layout.stride, 1)) for flat in self._flats]
 
@@ -99,7 +103,7 @@ class Residency:
     def rows(self, slots: Tensor) -> Tensor:
         """The canonical values of `slots` [n] int64, [n, num_layers, 2, heads, dim]."""
         shape = (len(slots), len(self._flats), *self.layout.offsets.shape[1:])
-        if self._stream is None:
+        if not self._use_kernel:
             where = self.layout.indices(slots).flatten()
             chosen = [flat.index_select(0, where).view(len(slots), -1) for flat in self._flats]
             return torch.stack(chosen, 1).view(shape)
