@@ -65,8 +65,9 @@ class RunningEngine:
             for folder in (self.folder, self.folder / "in", self.folder / "out"):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 self._refuse_others(folder)
-                for left in folder.glob("*.json*"):
-                    left.unlink()
+                for pattern in ("*.json*", "*.taken", "*.part"):
+                    for left in folder.glob(pattern):
+                        left.unlink()
         except OSError as error:
             raise FieldprintError(
                 f"the control folder {self.folder} cannot be used: {error.strerror}",
@@ -104,7 +105,7 @@ class RunningEngine:
         """What the engine has done, or its refusal.
 
         Raises:
-            NoAnswerError: there is none in time; the question is deleted, in case that the engine has not read it.
+            NoAnswerError: there is none in time, and whether anything was done.
             FormatError: the answer is no answer. FieldprintError: the question cannot be written.
         """
         number = secrets.token_hex(16)
@@ -125,12 +126,20 @@ class RunningEngine:
             return _answer(_read_object(answered))
         except TimeoutError:
             raise NoAnswerError(
-                f"the engine has not answered in {self.timeout:g} seconds",
-                remedy="It may have done it all the same: look into the log",
+                f"the engine has not answered in {self.timeout:g} seconds", remedy=_taken_back(asked)
             ) from None
         finally:
             asked.unlink(missing_ok=True)
             answered.unlink(missing_ok=True)
+
+
+def _taken_back(asked: Path) -> str:
+    """What became of a question that nobody has answered: one that is still there was not acted on."""
+    try:
+        asked.unlink()
+    except FileNotFoundError:
+        return "It may have done it all the same: look into the log"
+    return "Nothing was done; ask again"
 
 
 def _answer(fields: dict[str, Any]) -> Done | Refused:

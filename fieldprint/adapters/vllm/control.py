@@ -4,10 +4,11 @@
                           {"artifact": "<base64>", "fieldprint": "/path", "name": "second", "type": "install"}
     folder/out/ID.json    {"index": 41}, {"accepted": "second"}, or {"refused": "revoked", "what": "it is revoked already"}
     folder/state.json     {"anchors": [{"digest": "5e..", "name": "main", "ready": true, "root": "9a..", "ruling": null,
-                          "tokens": 64}], "default": "main"}
+                          "tokens": 64}], "default": "main"}     a ruling has action, reason and why
 
 Whoever may write into the folder can ask; what counts is who signed. Events go into the log by the engine's own writer, which
-holds its lock, and are in force at the next step. Files appear whole; an answer is deleted by who asked.
+holds its lock, and are in force at the next step. Files appear whole; an answer is deleted by who asked. A question that is
+still there was not acted on: the engine renames it to `ID.taken` first.
 """
 
 import base64
@@ -143,9 +144,13 @@ class ControlFolder:
     def _work(self) -> None:
         while not self._ended.wait(INTERVAL):
             for path in sorted(self._in.glob("*.json")):
-                answer = self._answer(path)
-                path.unlink(missing_ok=True)
-                write_whole(self._out / path.name, answer)
+                taken = path.with_suffix(".taken")
+                try:
+                    path.rename(taken)  # whoever asked can no more take it back
+                except FileNotFoundError:
+                    continue
+                write_whole(self._out / path.name, self._answer(taken))
+                taken.unlink(missing_ok=True)
             state = self._tell()
             if state != self._said:
                 write_whole(self._state, state)

@@ -296,13 +296,17 @@ class Ledger:
         """The request of a job, if it is still there."""
         return self._by_key.get(key)
 
+    def is_committed(self, row: Row) -> bool:
+        """Whether a row has ended and is committed to its end: nothing of it can be taken back."""
+        return row.ending is not None and row.all_hashed and len(row.pages) >= row.complete_pages(self.size)
+
     def is_complete(self, row: Row) -> bool:
         """Whether an ending row is committed to its end and its receipt is written; begins to write that.
 
         Raises:
             FieldprintError: the receipt cannot be written.
         """
-        if row.ending is None or not row.all_hashed or len(row.pages) < row.complete_pages(self.size):
+        if not self.is_committed(row):
             return False
         future = self._writing.get(row.key)
         if future is None:

@@ -147,9 +147,11 @@ class FieldprintScheduler(Scheduler):  # type: ignore[misc]
     def _update_request_with_output(
         self, request: Any, new_token_ids: list[int], *args: Any, **kwargs: Any
     ) -> tuple[list[int], bool]:
-        """As vLLM's; a request that stops is kept until it is committed."""
-        tokens, stopped = super()._update_request_with_output(request, new_token_ids, *args, **kwargs)
+        """As vLLM's; a request that stops is kept until it is committed, and what comes after its end is dropped."""
         row = self.ledger.rows.get(request.request_id)
+        if row is not None and row.ending is not None:  # its blocks were taken away, and it was computed again
+            return [], False
+        tokens, stopped = super()._update_request_with_output(request, new_token_ids, *args, **kwargs)
         if stopped and row is not None:
             row.ending = Ending(request.status, request.stop_reason)
             request.status, request.stop_reason = RequestStatus.RUNNING, None
@@ -273,6 +275,9 @@ class FieldprintScheduler(Scheduler):  # type: ignore[misc]
 
     def _roll_back(self, row: Row, reason: str) -> None:
         request = row.request
+        self._release(row)  # what is final goes out first
+        if self.ledger.is_committed(row):
+            return
         if self._faults > MAX_FAULTS:
             self._fail(row, f"{reason}, {self._faults} times without progress")
             return

@@ -1,6 +1,7 @@
 """Everything of Fieldprint that lives beside vLLM's scheduler: policy, log, anchors, ledger, and the orders of each step."""
 
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -166,7 +167,7 @@ class Supervisor:
                 "root": anchor.root,
                 "tokens": anchor.tokens,
                 "ready": anchor.ready,
-                "ruling": None if anchor.ruling is None else anchor.ruling.why,
+                "ruling": None if anchor.ruling is None else asdict(anchor.ruling),
             }
             for anchor in tuple(self.anchors.all[1:])
         ]

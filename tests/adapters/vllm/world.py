@@ -1,20 +1,22 @@
 """A served engine for the tests: keys, policy, log, a signed anchor with its fieldprint in front of position 0, and vLLM."""
 
 import os
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from fieldprint.adapters.transformers import LoadedModel
 from fieldprint.adapters.vllm.settings import AnchorFiles, ServeSettings
-from fieldprint.anchor import AnchorArtifact, Policy, sign_anchor, sign_registration
+from fieldprint.adapters.vllm.versions import public_id
+from fieldprint.anchor import AnchorArtifact, Policy, SignerRule, sign_anchor, sign_registration
 from fieldprint.note import NoteSigner
 from fieldprint.pipeline import fieldprint_of, text_tokens
-from fieldprint.promote import Fieldprint
 from fieldprint.registry.append import append_event
 from fieldprint.registry.events import registration_entry
 from fieldprint.registry.state import Registry
@@ -47,10 +49,13 @@ class World:
     model_folder: Path
     owner: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
     log_key: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
+    overrider: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.policy: Policy = make_policy(self.owner, self.log_key)
+        policy = make_policy(self.owner, self.log_key)
+        keys = {**policy.keys, "overrider": self.overrider.public_key().public_bytes_raw()}
+        self.policy: Policy = replace(policy, keys=keys, override=SignerRule(("overrider",)))
         (self.folder / "policy.toml").write_bytes(self.policy.to_bytes())
         pem = self.log_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         key = self.folder / "log.key"
@@ -70,20 +75,27 @@ class World:
         """What the log says of anchors now."""
         return Registry.replay(LogReader(self.folder / "log", [self.policy.log_key]).entries(), self.policy)
 
-    def sign(self, name: str, text: str = TEXT) -> Fieldprint:
-        """Sign an anchor, with its files beside."""
+    def make(self, name: str, text: str, fieldprint_file: Path) -> bytes:
+        """The signed anchor, with its fieldprint in a file."""
         fieldprint, record = fieldprint_of(self.model, text, FORM)
         now = datetime.now(UTC).replace(microsecond=0)
         artifact = AnchorArtifact(name, "identity", text, now, now + timedelta(days=1), fieldprints=(record,))
-        files = AnchorFiles(str(self.folder / f"{name}.json"), str(self.folder / f"{name}.fieldprint"))
-        Path(files.artifact).write_bytes(sign_anchor(artifact, [self.owner]))
-        fieldprint.save(Path(files.fieldprint))
-        with self.log() as log:
-            append_event(log, self.policy, registration_entry(sign_registration(artifact, [self.owner])))
+        fieldprint.save(fieldprint_file)
         self.artifacts[name] = artifact
-        self.anchors[name] = files
         self.tokens[name] = text_tokens(self.model, text, FORM)
-        return fieldprint
+        return sign_anchor(artifact, [self.owner])
+
+    def registration(self, name: str) -> bytes:
+        """The signed registration of an anchor that was made."""
+        return sign_registration(self.artifacts[name], [self.owner])
+
+    def sign(self, name: str, text: str = TEXT) -> None:
+        """An anchor of the engine from its start: signed, registered, with its files beside."""
+        files = AnchorFiles(str(self.folder / f"{name}.json"), str(self.folder / f"{name}.fieldprint"))
+        Path(files.artifact).write_bytes(self.make(name, text, Path(files.fieldprint)))
+        with self.log() as log:
+            append_event(log, self.policy, registration_entry(self.registration(name)))
+        self.anchors[name] = files
 
     def settings(self, **changed: Any) -> ServeSettings:
         """Of the engine."""
@@ -117,6 +129,79 @@ class World:
             scheduler_cls="fieldprint.adapters.vllm.scheduler.FieldprintScheduler",
             **options,
         )
+
+
+class Running:
+    """An engine of vLLM in this process, driven step by step.
+
+    Args:
+        engine: of `World.engine`.
+        model: for chat tokens.
+    """
+
+    def __init__(self, engine: Any, model: LoadedModel) -> None:
+        from vllm.distributed.kv_transfer import get_kv_transfer_group
+
+        self.engine, self.model = engine, model
+        self.scheduler = engine.llm_engine.engine_core.engine_core.scheduler
+        self.supervisor, self.ledger = self.scheduler.supervisor, self.scheduler.ledger
+        self.residency = get_kv_transfer_group().residency
+
+    def play(
+        self,
+        texts: Sequence[str],
+        *,
+        anchors: Sequence[str | None] | None = None,
+        max_tokens: int = 70,
+        hook: Callable[[int, list[str]], None] | None = None,
+    ) -> list[Any]:
+        """The finished outputs of these chat messages; `hook` is called after each step with its number and the requests' ids.
+
+        Args:
+            texts: user messages.
+            anchors: names, one each; None is the default.
+            max_tokens: of each answer, which does not end earlier.
+            hook: may damage things.
+        """
+        from vllm import SamplingParams
+
+        ids = []
+        for number, text in enumerate(texts):
+            name = None if anchors is None else anchors[number]
+            extra = None if name is None else {"fieldprint_anchor": name}
+            parameters = SamplingParams(
+                temperature=0, max_tokens=max_tokens, ignore_eos=True, extra_args=extra
+            )
+            prompt = {"prompt_token_ids": self.model.chat_tokens(text)}
+            ids += self.engine.enqueue([prompt], parameters, use_tqdm=False)
+        found: dict[str, Any] = {}
+        steps = 0
+        while self.engine.llm_engine.has_unfinished_requests():
+            for output in self.engine.llm_engine.step():
+                if output.finished:
+                    found[public_id(output.request_id)] = output
+            steps += 1
+            assert steps < 5000, "the engine makes no progress"
+            if hook is not None:
+                hook(steps, ids)
+        return [found[public_id(name)] for name in ids]
+
+    def row(self, name: str) -> Any:
+        """The ledger's row of a request, or None when it has ended."""
+        return next(
+            (
+                row
+                for row in self.ledger.rows.values()
+                if public_id(row.request.request_id) == public_id(name)
+            ),
+            None,
+        )
+
+    def flip(self, block: int, element: int, layer: int = 0, bit: int = 20) -> None:
+        """Flip a bit of a block's memory."""
+        flat = self.residency._flats[layer]
+        at = block * self.residency.layout.stride + element
+        flat[at : at + 1].view(torch.int32)[0] ^= 1 << bit
 
 
 def vllm_engine(model_folder: Path, **options: Any) -> Any:
