@@ -152,8 +152,10 @@ class FieldprintConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc
         orders = kv_connector_metadata
         if orders.step == self._applied:
             return
-        if orders.in_order:
+        if orders.in_order or orders.rewrite:
             self.residency.order()
+        elif self._binding:
+            self._binding[-1][1].before(self.residency.device)
         for order in orders.installs:
             if order.index not in self._installed:
                 self._installed[order.index] = self._loaded(order.index, order.file, order.root, order.blocks)
@@ -264,6 +266,8 @@ class FieldprintConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc
         return report
 
     def shutdown(self) -> None:
-        """End the scheduler's threads."""
+        """End the threads."""
         if hasattr(self, "supervisor"):
             self.supervisor.close()
+        if hasattr(self, "residency"):
+            self.residency.close()

@@ -204,7 +204,9 @@ class Ledger:
         if now is None:
             return
         for (step, rank), damaged in report.checked.items():
-            if step != now.step or len(damaged) != len(now.rows):
+            if step != now.step:  # of a pass that was given up
+                continue
+            if len(damaged) != len(now.rows):
                 raise ValueError(f"worker {rank} did not check what it was asked to in step {now.step}")
             now.found[rank] = damaged
             now.pinned.update(report.pinned.get((step, rank), ()))

@@ -7,10 +7,12 @@ Two digests, because two things are asked:
 - of a whole block, over its memory as it lies, taken at its first check together with one of its slots: the cheap one, with
   which all that a request depends on is checked before any of it is final.
 
-On a GPU both are taken on a stream of their own behind what was queued before, and asked for in a later step.
+Both are taken beside the engine, by a thread or on a stream of their own, and reported in a later step. What a step has
+written is bound before the next step writes.
 """
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -45,28 +47,48 @@ class Installed:
 
 
 class Asked(Generic[T]):
-    """Something that was asked for, `ready` at once on a CPU and once an event has happened on a GPU."""
+    """Something that was asked for: `ready` once a thread has found it, or an event has happened on a GPU."""
 
-    def __init__(
-        self, found: Tensor, read: Callable[[NDArray[np.uint8]], T], stream: "torch.cuda.Stream | None"
-    ) -> None:
-        self._read, self._event = read, None
-        self._host = found
-        if stream is not None:
-            self._host = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
-            self._host.copy_(found, non_blocking=True)
-            self._event = torch.cuda.Event()
-            self._event.record(stream)
+    def __init__(self, found: "Future[Tensor] | OnDevice", read: Callable[[NDArray[np.uint8]], T]) -> None:
+        self._found, self._read = found, read
 
     def ready(self) -> bool:
         """Whether `result` would not wait."""
-        return self._event is None or bool(self._event.query())
+        return self._found.done()
 
     def result(self) -> T:
         """What was found; waits for it."""
-        if self._event is not None:
-            self._event.synchronize()
-        return self._read(self._host.numpy())
+        return self._read(self._found.result().numpy())
+
+    def before(self, device: torch.device) -> None:
+        """Let what is computed from now on wait for it: on a GPU its stream does, not the host."""
+        if isinstance(self._found, OnDevice):
+            self._found.before(device)
+        else:
+            self._found.result()
+
+
+class OnDevice:
+    """A tensor on its way to page-locked memory, behind what `stream` does before."""
+
+    def __init__(self, found: Tensor, stream: torch.cuda.Stream) -> None:
+        self._host = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
+        self._host.copy_(found, non_blocking=True)
+        self._event = torch.cuda.Event()
+        self._event.record(stream)
+
+    def before(self, device: torch.device) -> None:
+        """Let the current stream wait for it."""
+        torch.cuda.current_stream(device).wait_event(self._event)
+
+    def done(self) -> bool:
+        """Whether it is there."""
+        return bool(self._event.query())
+
+    def result(self) -> Tensor:
+        """It, when it is there."""
+        self._event.synchronize()
+        return self._host
 
 
 class Residency:
@@ -93,7 +115,10 @@ class Residency:
         addresses = [flat.data_ptr() for flat in self._flats]
         self._addresses = torch.tensor(addresses, dtype=torch.int64, device=self.device)
         self._stream: torch.cuda.Stream | None = None
-        if self.device.type != "cpu":
+        self._thread: ThreadPoolExecutor | None = None
+        if self.device.type == "cpu":
+            self._thread = ThreadPoolExecutor(1, "fieldprint-residency")
+        else:
             self._stream = torch.cuda.Stream(self.device)
             shape = (blocks, layout.elements)
             self._blocks = [flat.as_strided(shape, (layout.stride, 1)) for flat in self._flats]
@@ -158,11 +183,14 @@ class Residency:
         touched = np.unique(slots // self.size)
         self._whole[touched] = False
         self._written[touched] += 1
-        with self._beside():
+
+        def compute() -> Tensor:
             where = self._there(slots)
             found = self.slot_digests(where)
             self.bound.index_copy_(0, where, found)
-            return Asked(found, lambda digests: digests, self._stream)
+            return found
+
+        return self._ask(compute, lambda digests: digests)
 
     def damaged(self, spans: Sequence[Span]) -> Asked[tuple[tuple[int, ...], ...]]:
         """By span: which of its blocks are not what is bound to them, by their number in the span."""
@@ -177,19 +205,20 @@ class Residency:
             }
         )
         written = self._written[fresh]
-        with self._beside():
+
+        def compute() -> Tensor:
             flags = [self._bad_known(known), self._bad_fresh(fresh), self._bad_tails(tails)]
-            found = torch.cat(flags).to(torch.uint8)
+            return torch.cat(flags).to(torch.uint8)
 
-            def read(bad: NDArray[np.uint8]) -> tuple[tuple[int, ...], ...]:
-                first, second, third = np.split(bad != 0, [len(known), len(known) + len(fresh)])
-                same = fresh[~second & (self._written[fresh] == written)]
-                self._whole[same] = True
-                blocks = {*known[first].tolist(), *fresh[second].tolist()}
-                ends = {tail for tail, wrong in zip(tails, third, strict=True) if wrong}
-                return tuple(self._numbers(span, blocks, ends) for span in spans)
+        def read(bad: NDArray[np.uint8]) -> tuple[tuple[int, ...], ...]:
+            first, second, third = np.split(bad != 0, [len(known), len(known) + len(fresh)])
+            same = fresh[~second & (self._written[fresh] == written)]
+            self._whole[same] = True
+            blocks = {*known[first].tolist(), *fresh[second].tolist()}
+            ends = {tail for tail, wrong in zip(tails, third, strict=True) if wrong}
+            return tuple(self._numbers(span, blocks, ends) for span in spans)
 
-            return Asked(found, read, self._stream)
+        return self._ask(compute, read)
 
     def _numbers(self, span: Span, blocks: set[int], tails: set[tuple[int, int]]) -> tuple[int, ...]:
         whole = span.count // self.size
@@ -247,19 +276,30 @@ class Residency:
             )
 
     def order(self) -> None:
-        """Let what is queued from now on run after the checks that were asked for."""
+        """Let what is computed from now on wait for all that was asked for."""
         if self._stream is not None:
             torch.cuda.current_stream(self.device).wait_stream(self._stream)
+        elif self._thread is not None:
+            self._thread.submit(int).result()
+
+    def close(self) -> None:
+        """End the thread."""
+        if self._thread is not None:
+            self._thread.shutdown()
+
+    def _ask(self, compute: Callable[[], Tensor], read: Callable[[NDArray[np.uint8]], T]) -> Asked[T]:
+        """On a GPU on the stream of checks, behind what is queued on the current one; on a CPU in the one thread."""
+        if self._thread is not None:
+            return Asked(self._thread.submit(compute), read)
+        if self._stream is None:
+            raise RuntimeError("neither a thread nor a stream to compute on")
+        self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._stream):
+            return Asked(OnDevice(compute(), self._stream), read)
 
     def _there(self, values: NDArray[np.int64]) -> Tensor:
         host = torch.from_numpy(values)
         return host if self._stream is None else host.pin_memory().to(self.device, non_blocking=True)
-
-    def _beside(self) -> torch.cuda.StreamContext:
-        """On the stream of checks, behind what is queued on the current one."""
-        if self._stream is not None:
-            self._stream.wait_stream(torch.cuda.current_stream(self.device))
-        return torch.cuda.stream(self._stream)
 
 
 def digests_of(rows: Tensor) -> Tensor:

@@ -149,7 +149,9 @@ class FieldprintScheduler(Scheduler):  # type: ignore[misc]
     ) -> tuple[list[int], bool]:
         """As vLLM's; a request that stops is kept until it is committed, and what comes after its end is dropped."""
         row = self.ledger.rows.get(request.request_id)
-        if row is not None and row.ending is not None:  # its blocks were taken away, and it was computed again
+        if (
+            row is not None and row.ending is not None
+        ):  # its blocks were taken away, and it was computed again
             return [], False
         tokens, stopped = super()._update_request_with_output(request, new_token_ids, *args, **kwargs)
         if stopped and row is not None:

@@ -99,6 +99,7 @@ class Supervisor:
         self._step = 0
         self.damaged_anchors: set[int] = set()
         self._rewrite: tuple[int, ...] = ()
+        self._written_at: dict[int, int] = {}  # by anchor, the step before which it was written again
         self.counters = new_counters()
 
     def take_blocks(self, pool: Any) -> None:
@@ -189,6 +190,7 @@ class Supervisor:
             scheduled.append((row, row.request.num_computed_tokens, count, blocks))
         bind, check = self.ledger.plan(self._step, scheduled)
         rewrite, self._rewrite = self._rewrite, ()
+        self._written_at |= dict.fromkeys(rewrite, self._step)
         return StepOrders(
             self._step,
             computes=bool(scheduled),
@@ -231,7 +233,10 @@ class Supervisor:
             anchor.acknowledged |= {rank}
             anchor.ready = len(anchor.acknowledged) == self._ranks
         self.counters[ANCHORS] = sum(anchor.ready for anchor in self.anchors.all[1:])
-        self.damaged_anchors.update(*report.pinned.values())
+        for (step, rank), found in report.pinned.items():
+            damaged = frozenset(index for index in found if step >= self._written_at.get(index, 0))
+            report.pinned[step, rank] = damaged
+            self.damaged_anchors |= damaged
         self.ledger.take(report)
 
     def rewrite(self, anchors: frozenset[int]) -> None:

@@ -99,6 +99,7 @@ def test_a_flipped_bit_is_found_in_its_block_and_nowhere_else(
     residency.bind(np.arange(SIZE) + 3 * SIZE)
     for _ in range(looks):
         assert residency.damaged([span, other]).result() == ((), ())
+    residency.order()
     flip(residency, layer, blocks[number], element, bit)
     token = int((residency.layout.offsets == element).nonzero()[0, 0])
     inside = number * SIZE + token < count
@@ -110,7 +111,7 @@ def test_a_flipped_bit_is_found_in_its_block_and_nowhere_else(
 
 def test_a_swapped_block_is_found() -> None:
     residency = made()
-    residency.bind(np.arange(8 * SIZE))
+    residency.bind(np.arange(8 * SIZE)).result()
     spans = [Span((0, 1, 2), 3 * SIZE), Span((1, 3), 2 * SIZE)]
     assert residency.damaged(spans).result() == ((), ())
     for flat in residency._flats:
@@ -125,6 +126,7 @@ def test_what_is_written_again_is_bound_again() -> None:
     residency.bind(slots)
     assert residency.damaged([Span((0, 1), 2 * SIZE)]).result() == ((),)
     asked = residency.damaged([Span((0, 1), 2 * SIZE)])
+    residency.order()
     residency._flats[1][5] = 3.5
     residency.bind(slots[:SIZE])
     assert asked.result() == ((),)  # of what was there when it was asked
