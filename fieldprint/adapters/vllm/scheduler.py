@@ -16,7 +16,7 @@ from vllm.v1.request import RequestStatus
 from fieldprint.adapters.vllm.connector import FieldprintConnector
 from fieldprint.adapters.vllm.row import Ending, Row
 from fieldprint.adapters.vllm.sampler import sampler_terms
-from fieldprint.adapters.vllm.versions import fewer_running, preempt
+from fieldprint.adapters.vllm.versions import cut_block_hashes, fewer_running, preempt
 from fieldprint.commit.committer import CommitResult
 from fieldprint.errors import CompatibilityError, FieldprintError, FormatError
 
@@ -291,7 +291,7 @@ class FieldprintScheduler(Scheduler):  # type: ignore[misc]
         keep = self.ledger.roll_back(row)
         del request._all_token_ids[keep:]
         del request._output_token_ids[max(0, keep - request.num_prompt_tokens) :]
-        del request.block_hashes[keep // self.hash_block_size :]
+        cut_block_hashes(self, request, keep)
         structured = request.structured_output_request
         if structured is not None and structured.grammar is not None:
             structured.grammar.reset()

@@ -158,6 +158,12 @@ def preempt(scheduler: Any, request: Any) -> None:
     scheduler.prev_step_scheduled_req_ids.discard(request.request_id)
 
 
+def cut_block_hashes(scheduler: Any, request: Any, tokens: int) -> None:
+    """Forget the hashes of a request's blocks that are not whole with this many tokens."""
+    size = getattr(scheduler, "hash_block_size", scheduler.block_size)  # 0.24 has one group of layers, and one size
+    del request.block_hashes[tokens // size :]
+
+
 def public_id(request_id: str) -> str:
     """The id that a client knows: vLLM appends eight hex digits to it."""
     head, _, tail = request_id.rpartition("-")
