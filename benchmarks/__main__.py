@@ -1,5 +1,6 @@
 """Run the tests of what is measured, then the measurements; no speed is printed when a test is red."""
 
+import argparse
 import os
 import platform
 import statistics
@@ -9,13 +10,17 @@ import time
 from typing import Any
 
 from benchmarks.record import ROOT, write_results
-from benchmarks.shapes import STARTUP_REPEATS
+from benchmarks.shapes import DECODE, STARTUP_REPEATS
 
 TESTED = ("tests/attention", "tests/kvcache", "tests/generate")
 
 
 def main() -> int:
     """0 when every measurement ran."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    names = ", ".join(shape.name for shape in DECODE)
+    parser.add_argument("--shapes", nargs="*", help=f"of {names}; all unless given")
+    chosen = parser.parse_args().shapes
     print("testing what will be measured")  # noqa: T201
     tests = [sys.executable, "-m", "pytest", "-q", "-x", *TESTED]
     if subprocess.run(tests, cwd=ROOT, check=False).returncode:  # noqa: S603
@@ -29,14 +34,15 @@ def main() -> int:
         _show(row)
     from benchmarks.decode import measure_all
 
-    for row in measure_all():
+    for row in measure_all([shape for shape in DECODE if chosen is None or shape.name in chosen]):
         rows.append(row)
         _show(row)
     write_results(
         "main_job",
         rows,
         device=f"{platform.machine()} CPU, {cores} cores, OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}",
-        command="python -m benchmarks",
+        command="python -m benchmarks"
+        + ("" if chosen is None else f" --shapes {' '.join(map(repr, chosen))}"),
         packages=("torch", "transformers", "blake3", "cryptography", "numpy"),
     )
     return 0

@@ -8,7 +8,7 @@ import pydoc_data.topics
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,7 +18,7 @@ import torch
 import transformers
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from benchmarks.shapes import DECODE, FIRST_TOKEN_CONTEXT, FIRST_TOKEN_REPEATS, DecodeShape
+from benchmarks.shapes import FIRST_TOKEN_CONTEXT, FIRST_TOKEN_REPEATS, DecodeShape
 from fieldprint.adapters.model_folder import prepare_demo_model
 from fieldprint.adapters.transformers import LoadedModel, load_model
 from fieldprint.anchor import KINDS, AnchorArtifact, KindRule, Policy, sign_anchor
@@ -187,9 +187,9 @@ def measure_first_token(bench: Bench) -> dict[str, Any]:
     }
 
 
-def measure_all() -> Iterator[dict[str, Any]]:
-    """All rows, one after the other."""
+def measure_all(shapes: Sequence[DecodeShape]) -> Iterator[dict[str, Any]]:
+    """All rows of these shapes, one after the other."""
     bench = Bench()
     yield measure_first_token(bench)
-    for shape in DECODE:
+    for shape in shapes:
         yield from measure_decode(bench, shape)
