@@ -44,6 +44,7 @@ def service_here() -> "Service | None":
     """The committer and the log, if this process has the engine's core."""
     from fieldprint.adapters.vllm.supervisor import Supervisor
 
+    gc.unfreeze()  # vLLM hides what is there at the end of its start
     found = [thing for thing in gc.get_objects() if isinstance(thing, Supervisor)]
     return Service(found[0]) if found else None
 

@@ -193,7 +193,9 @@ class FieldprintScheduler(Scheduler):  # type: ignore[misc]
                 continue
             logger.warning("request %s: %s", row.request.request_id, ruling.why)
             if row.request.status == RequestStatus.RUNNING and len(row.tokens) > row.prompt_len:
-                row.ending = Ending(RequestStatus.FINISHED_STOPPED, ruling.reason, goes_on=goes_on)
+                row.ending = Ending(
+                    RequestStatus.FINISHED_STOPPED, ruling.reason, goes_on=goes_on, ruled=True
+                )
             elif goes_on:
                 self._leave_anchor(row)
             else:
@@ -316,7 +318,9 @@ class FieldprintScheduler(Scheduler):  # type: ignore[misc]
             return
         request.status, request.stop_reason = ending.status, ending.stop_reason
         self.running.remove(request)
-        held = row.held or [EngineCoreOutput(request.request_id, [])]
+        held = row.held
+        if ending.ruled or not held:
+            held = [*held, EngineCoreOutput(request.request_id, [])]
         held[-1].finish_reason, held[-1].stop_reason = request.get_finished_reason(), ending.stop_reason
         self._free_request(request)
         if ending.heard:

@@ -301,6 +301,8 @@ def test_a_revocation_ends_requests_within_a_step_and_for_good(
     ended, kept = running.play(TEXTS[:2], anchors=["third", "main"], hook=hook)
     assert len(set(counts)) == 1  # the step in which it was heard of has ended, and none after it was begun
     assert ended.outputs[0].stop_reason == "revoked"
+    # All of what the receipt says, the last token too.
+    assert ended.outputs[0].text == verified(world, ended.request_id, registry=False).receipt.text
     assert len(ended.outputs[0].token_ids) < 70 == len(kept.outputs[0].token_ids)
     refused = running.play(TEXTS[:1], anchors=["third"])[0]
     assert "revoked" in refused.outputs[0].stop_reason
