@@ -189,7 +189,7 @@ class FieldprintScheduler(Scheduler):  # type: ignore[misc]
             if ruling is None or (row.ending is not None and not row.ending.goes_on):
                 continue
             goes_on = ruling.action == "bypass"
-            if goes_on and row.anchor.index == 0:
+            if (goes_on and row.anchor.index == 0) or self._is_computed_again(row):
                 continue
             logger.warning("request %s: %s", row.request.request_id, ruling.why)
             if row.request.status == RequestStatus.RUNNING and len(row.tokens) > row.prompt_len:
@@ -200,6 +200,13 @@ class FieldprintScheduler(Scheduler):  # type: ignore[misc]
                 self._leave_anchor(row)
             else:
                 self._end_unstarted(row, ruling.reason)
+
+    @staticmethod
+    def _is_computed_again(row: Row) -> bool:
+        """Whether an answer has begun whose blocks were taken away: its receipt needs a last leaf, which comes when they are back."""
+        request = row.request
+        computed = request.num_computed_tokens if request.status == RequestStatus.RUNNING else 0
+        return len(row.tokens) > row.prompt_len and computed < len(row.tokens) - 1
 
     def _end_unstarted(self, row: Row, reason: str) -> None:
         request = row.request

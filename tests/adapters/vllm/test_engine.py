@@ -283,6 +283,69 @@ def test_an_anchor_that_comes_at_run_time_is_served(running: Running, world: Wor
     assert receipt.anchor.artifact.name == "third"
 
 
+def is_taken_back(running: Running, name: str) -> bool:
+    """Whether what a client has of an answer is about to be computed again."""
+    row = running.row(name)
+    return row is not None and row.request.status.name == "PREEMPTED" and len(row.tokens) > row.prompt_len
+
+
+def test_an_override_of_what_is_computed_again_loses_nothing(
+    running: Running, world: World, control: Path
+) -> None:
+    now = datetime.now(UTC).replace(microsecond=0)
+    override = Override("bypass", "anchor", world.artifacts["second"].digest, 2, "a test", now)
+    given: list[int] = []
+
+    def hook(step: int, ids: list[str]) -> None:
+        row = running.row(ids[0])
+        if step == 45 and row is not None:
+            running.flip(row.blocks[-1], 3)
+        if not given and is_taken_back(running, ids[0]):
+            given.append(step)
+            signed = base64.b64encode(sign_statement(override, [world.overrider])).decode()
+            assert "index" in ask(control, type="override", signed=signed)
+
+    (left,) = running.play(TEXTS[:1], anchors=["second"], hook=hook)
+    lift = sign_statement(Lift(2, "it is over", now), [world.overrider])
+    assert "index" in ask(control, type="lift", signed=base64.b64encode(lift).decode())
+    assert given
+    before = verified(world, f"{public_id(left.request_id)}.1")
+    after = verified(world, left.request_id)
+    assert after.anchor is None and before.anchor is not None
+    assert before.receipt.tokens + after.receipt.tokens == tuple(left.outputs[0].token_ids)
+    assert len(left.outputs[0].token_ids) == 70
+
+
+def test_a_revocation_of_what_is_computed_again_leaves_a_receipt(
+    running: Running, world: World, control: Path
+) -> None:
+    file = world.folder / "fourth.fieldprint"
+    signed = base64.b64encode(
+        world.make("fourth", "Your codename is Crow. You live in Turku.", file)
+    ).decode()
+    registration = base64.b64encode(world.registration("fourth")).decode()
+    assert "index" in ask(control, type="registration", signed=registration)
+    asked = {"type": "install", "name": "fourth", "artifact": signed, "fieldprint": str(file)}
+    assert ask(control, **asked) == {"accepted": "fourth"}
+    now = datetime.now(UTC).replace(microsecond=0)
+    revocation = sign_revocation(world.artifacts["fourth"].digest, "a test", now, [world.owner])
+    given: list[int] = []
+
+    def hook(step: int, ids: list[str]) -> None:
+        row = running.row(ids[0])
+        if step == 45 and row is not None:
+            running.flip(row.blocks[-1], 3)
+        if not given and is_taken_back(running, ids[0]):
+            given.append(step)
+            assert "index" in ask(control, type="revocation", signed=base64.b64encode(revocation).decode())
+
+    (ended,) = running.play(TEXTS[:1], anchors=["fourth"], hook=hook)
+    assert given and ended.outputs[0].stop_reason == "revoked"
+    receipt = verified(world, ended.request_id, registry=False).receipt
+    assert receipt.tokens == tuple(ended.outputs[0].token_ids)
+    assert receipt.text == ended.outputs[0].text
+
+
 def test_a_revocation_ends_requests_within_a_step_and_for_good(
     running: Running, world: World, control: Path
 ) -> None:
