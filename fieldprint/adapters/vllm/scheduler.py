@@ -139,8 +139,10 @@ class FieldprintScheduler(Scheduler):  # type: ignore[misc]
         )
 
     def _preempt_request(self, request: Any, *args: Any, **kwargs: Any) -> None:
-        super()._preempt_request(request, *args, **kwargs)
         row = self.ledger.rows.get(request.request_id)
+        if row is not None:
+            self.supervisor.distrust(row)
+        super()._preempt_request(request, *args, **kwargs)
         if row is not None:
             row.lose_blocks()
 
@@ -149,7 +151,9 @@ class FieldprintScheduler(Scheduler):  # type: ignore[misc]
     ) -> tuple[list[int], bool]:
         """As vLLM's; a request that stops is kept until it is committed, and what comes after its end is dropped."""
         row = self.ledger.rows.get(request.request_id)
-        if row is not None and row.ending is not None:  # its blocks were taken away, and it was computed again
+        if (
+            row is not None and row.ending is not None
+        ):  # its blocks were taken away, and it was computed again
             return [], False
         tokens, stopped = super()._update_request_with_output(request, new_token_ids, *args, **kwargs)
         if stopped and row is not None:

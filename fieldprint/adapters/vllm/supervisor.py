@@ -239,10 +239,18 @@ class Supervisor:
         self._rewrite = tuple(sorted({*self._rewrite, *anchors}))
         self.damaged_anchors -= anchors
 
+    def distrust(self, row: Row) -> None:
+        """Have nobody find in the prefix cache what of a request no clean pass has looked at; it is about to lose its blocks.
+
+        They may have been computed from damage that is not found yet, and which will not be traced to them any more.
+        """
+        self._pool.evict_blocks(set(row.blocks[row.verified // self._size :]))
+
     def forget(self, request: Any) -> None:
         """A request has ended."""
         row = self.ledger.rows.get(request.request_id)
         if row is not None:
+            self.distrust(row)
             self.ledger.drop(row)
 
     def close(self) -> None:

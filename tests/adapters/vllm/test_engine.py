@@ -20,6 +20,7 @@ from fieldprint.adapters.vllm.receipts import receipt_path
 from fieldprint.adapters.vllm.versions import public_id
 from fieldprint.anchor import sign_revocation, sign_statement
 from fieldprint.anchor.statements import Lift, Override
+from fieldprint.commit.leaf import Commitment
 from fieldprint.commit.receipt import Receipt
 from fieldprint.errors import LogError
 from fieldprint.verify import VerifiedAnchor, verify_receipt
@@ -184,6 +185,37 @@ def test_a_log_that_refuses_for_a_while_changes_nothing(
     assert tokens(outputs) == whole
     for output in outputs:
         verified(world, output.request_id)
+
+
+def test_what_was_computed_under_a_damaged_anchor_is_not_found_again_when_the_log_refuses_too(
+    running: Running, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "Tell me of the sea. " * 16  # fills blocks that the prefix cache keeps
+    alone = running.play([text], anchors=["second"], max_tokens=3)
+    running.engine.reset_prefix_cache()
+    log, refusals = running.supervisor._log, []
+    append = log.append
+
+    def refuse(entries: Any) -> Any:
+        if not refusals:
+            refusals.append(len(entries))
+            raise LogError("the disk is full")
+        return append(entries)
+
+    monkeypatch.setattr(log, "append", refuse)
+    for flat in running.residency._flats:
+        for block in running.supervisor.anchors.named("second").blocks:
+            flat.view(-1, running.residency.layout.stride)[block] = 0
+    again = running.play([text], anchors=["second"], max_tokens=3)
+    assert refusals
+    assert tokens(again) == tokens(alone)
+    of_cache = [[leaf.kv for leaf in leaves(world, outputs)] for outputs in (alone, again)]
+    assert of_cache[0] == of_cache[1]
+
+
+def leaves(world: World, outputs: list[Any]) -> list[Commitment]:
+    receipt = verified(world, outputs[0].request_id).receipt
+    return [Commitment.from_bytes(item.leaf) for item in receipt.leaves]
 
 
 def test_with_a_log_that_refuses_for_good_nothing_is_final(
