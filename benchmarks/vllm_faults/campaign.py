@@ -13,12 +13,23 @@ from typing import Any
 from benchmarks.vllm_faults import orders
 from benchmarks.vllm_faults.server import REQUESTS, Server
 from benchmarks.vllm_faults.strike import MEMORY_KINDS, SERVICE_KINDS, STALE
-from benchmarks.vllm_faults.wave import ANCHORS, PROMPTS, Answer, Judge, Key, Request, Undisturbed, ask
+from benchmarks.vllm_faults.wave import (
+    ANCHORS,
+    PROMPTS,
+    TOKENS,
+    Answer,
+    Judge,
+    Key,
+    Request,
+    Undisturbed,
+    ask,
+)
 
 REVOKED, OVERRIDDEN = "revocation in mid-stream", "override in mid-stream"
 STRUCK_KINDS = (*MEMORY_KINDS, *SERVICE_KINDS)
 KINDS = (*STRUCK_KINDS, REVOKED, OVERRIDDEN)
 BURST = 6  # faults of a wave
+SHORT = 3  # tokens
 STAGGER = 2.0  # seconds within which a wave's requests come
 UNDER_ORDER = 3  # requests of a wave with an order that are under the anchor that it is about
 Record = dict[str, Any]
@@ -62,7 +73,9 @@ def plan_of(seed: int, number: int) -> Plan:
         prompt = chance.randrange(len(PROMPTS))
         anchor = name if under else chance.choice(ANCHORS)
         wait = 0.0 if under else chance.random() * STAGGER
-        requests.append(Request(prompt, anchor, place % 2 == 0, wait))
+        # A short answer is committed soon after its prompt was computed.
+        tokens = TOKENS if under else chance.choice((SHORT, TOKENS, TOKENS, TOKENS))
+        requests.append(Request(prompt, anchor, place % 2 == 0, wait, tokens))
     first = number // 2 * BURST
     kinds = [own or STRUCK_KINDS[(first + place) % len(STRUCK_KINDS)] for place in range(BURST)]
     faults = sorted((chance.uniform(0.05, 0.95), kind, chance.getrandbits(32)) for kind in kinds)

@@ -37,12 +37,13 @@ Key = tuple[int, str | None]  # number of the prompt, name of the anchor
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """prompt: its number. anchor: its name, or None. wait: seconds from the wave's beginning."""
+    """prompt: its number. anchor: its name, or None. wait: seconds from the wave's beginning. tokens: of the answer."""
 
     prompt: int
     anchor: str | None
     streamed: bool
     wait: float = 0.0
+    tokens: int = TOKENS
 
 
 @dataclass(slots=True)
@@ -78,7 +79,7 @@ def ask(server: Server, request: Request, begun: threading.Event, over: threadin
         response = server.client.chat.completions.with_raw_response.create(
             model=server.model,
             messages=messages,
-            max_tokens=TOKENS,
+            max_tokens=request.tokens,
             temperature=0,
             extra_body=body,
             stream=request.streamed,
@@ -120,7 +121,7 @@ class Judge:
         receipt, wrong = self.verified(answer.name, registry)
         if receipt is None:
             return wrong
-        return wrong + _unlike(answer, receipt, expected, len(expected.tokens))
+        return wrong + _unlike(answer, receipt, expected, answer.request.tokens)
 
     def revoked(self, answer: Answer, as_anchor: str) -> list[str]:
         """Of an answer whose anchor, which reads like `as_anchor`, was revoked: a prefix, with a receipt of all of it."""
@@ -132,7 +133,7 @@ class Judge:
         receipt, wrong = self.verified(answer.name, None)
         if receipt is None:
             return wrong
-        count = len(expected.tokens) if answer.finish == "length" else len(receipt.tokens)
+        count = answer.request.tokens if answer.finish == "length" else len(receipt.tokens)
         return wrong + _unlike(answer, receipt, expected, count)
 
     def overridden(self, answer: Answer, as_anchor: str, registry: Registry) -> list[str]:
@@ -144,7 +145,7 @@ class Judge:
         if after is None:
             return wrong
         if after.anchor is not None:  # it had ended before
-            return wrong + _unlike(answer, after, expected, len(expected.tokens))
+            return wrong + _unlike(answer, after, expected, answer.request.tokens)
         before: tuple[int, ...] = ()
         text = after.text
         if self._server.receipt(f"{answer.name}.1") is not None:
@@ -158,7 +159,7 @@ class Judge:
             wrong.append(f"it went on from {after.prompt}, not from {expected.prompt + before}")
         if text != answer.text:
             wrong.append(f"the client got {answer.text!r}, the receipts say {text!r}")
-        if len(before) + len(after.tokens) != TOKENS:
+        if len(before) + len(after.tokens) != answer.request.tokens:
             wrong.append(f"it has {len(before)} and {len(after.tokens)} tokens")
         continued = self._continued(after)
         if continued != after.tokens:
