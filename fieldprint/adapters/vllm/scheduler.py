@@ -151,10 +151,8 @@ class FieldprintScheduler(Scheduler):  # type: ignore[misc]
     ) -> tuple[list[int], bool]:
         """As vLLM's; a request that stops is kept until it is committed, and what comes after its end is dropped."""
         row = self.ledger.rows.get(request.request_id)
-        if (
-            row is not None and row.ending is not None
-        ):  # its blocks were taken away, and it was computed again
-            return [], False
+        if row is not None and row.ending is not None:
+            return [], False  # its blocks were taken away, and it was computed again
         tokens, stopped = super()._update_request_with_output(request, new_token_ids, *args, **kwargs)
         if stopped and row is not None:
             row.ending = Ending(request.status, request.stop_reason)
