@@ -44,7 +44,7 @@ class ServedAnchor:
 
     def salt(self, own: str | None) -> str:
         """A prefix cache's salt: blocks that were computed under another anchor are never found. `own` is the client's."""
-        return f"fieldprint/{self.digest or 'none'}/{self.root or 'none'}|{own or ''}"
+        return f"fieldprint/{self.index}/{self.digest or 'none'}/{self.root or 'none'}|{own or ''}"
 
     def install(self) -> Install:
         """The order to put it into its blocks."""
@@ -82,7 +82,7 @@ class ServedAnchors:
         self.all = [self.none]
         self._by_name: dict[str, ServedAnchor] = {}
         for name, files in settings.anchors.items():
-            self.add(name, read_file(files.artifact), files.fieldprint)
+            self.admit(self.make(name, read_file(files.artifact), files.fieldprint))
         self.default = self.none if settings.default is None else self._by_name[settings.default]
 
     def _gate(self, verified: VerifiedAnchor | None) -> AnchorGate:
@@ -91,8 +91,8 @@ class ServedAnchors:
             self._policy, artifact, name=self._engine, registry=self._watched.view(), orders=self._orders
         )
 
-    def add(self, name: str, signed: bytes, file: str) -> ServedAnchor:
-        """One more anchor, verified; its blocks are still to be taken.
+    def make(self, name: str, signed: bytes, file: str) -> ServedAnchor:
+        """One more anchor, verified; it is still to be promoted, and admitted.
 
         Args:
             name: that requests ask for.
@@ -111,7 +111,7 @@ class ServedAnchors:
             raise FormatError(f"the anchor {name} has no fieldprint for this engine")
         if Fieldprint.load(Path(file)).root() != verified.record.root:
             raise FormatError(f"{file} is not the fieldprint that {name} was signed with")
-        anchor = ServedAnchor(
+        return ServedAnchor(
             len(self.all),
             name,
             self._gate(verified),
@@ -121,14 +121,11 @@ class ServedAnchors:
             file,
             verified.record.num_tokens,
         )
-        self.all.append(anchor)
-        self._by_name[name] = anchor
-        return anchor
 
-    def drop(self, anchor: ServedAnchor) -> None:
-        """Forget an anchor that was just added and never taken into blocks."""
-        self._by_name.pop(anchor.name)
-        self.all.remove(anchor)
+    def admit(self, anchor: ServedAnchor) -> None:
+        """Let requests ask for an anchor that was made, and whose promotion is in the log."""
+        self.all.append(anchor)
+        self._by_name[anchor.name] = anchor
 
     def named(self, name: object) -> ServedAnchor:
         """The anchor that a request asks for: by its name; None is the engine's default.

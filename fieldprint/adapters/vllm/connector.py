@@ -51,10 +51,10 @@ class FieldprintConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc
                 self.settings,
                 block_size=spec.block_size,
                 num_blocks=kv_cache_config.num_blocks,
+                longest=vllm_config.model_config.max_model_len,
                 ranks=vllm_config.parallel_config.tensor_parallel_size,
             )
         else:
-            self._orders: StepOrders | None = None
             self._applied = self._looked = -1
             self._report = StepReport()
             self._binding: deque[tuple[int, Asked[Digests]]] = deque()

@@ -132,6 +132,7 @@ class ControlFolder:
                 f"{folder} cannot be made: {error.strerror}", remedy="Check the path"
             ) from error
         self._said: State | None = None
+        self._broken: str | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._work, name="fieldprint-control", daemon=True)
         self._thread.start()
@@ -141,20 +142,32 @@ class ControlFolder:
         self._ended.set()
         self._thread.join()
 
+    @property
+    def broken(self) -> str | None:
+        """Why the last round failed, while it does: what is asked then is not heard."""
+        return self._broken
+
     def _work(self) -> None:
         while not self._ended.wait(INTERVAL):
-            for path in sorted(self._in.glob("*.json")):
-                taken = path.with_suffix(".taken")
-                try:
-                    path.rename(taken)  # whoever asked can no more take it back
-                except FileNotFoundError:
-                    continue
-                write_whole(self._out / path.name, self._answer(taken))
-                taken.unlink(missing_ok=True)
-            state = self._tell()
-            if state != self._said:
-                write_whole(self._state, state)
-                self._said = state
+            try:
+                self._round()
+                self._broken = None
+            except OSError as error:
+                self._broken = f"the control folder cannot be used: {error.strerror}"
+
+    def _round(self) -> None:
+        for path in sorted(self._in.glob("*.json")):
+            taken = path.with_suffix(".taken")
+            try:
+                path.rename(taken)  # whoever asked can no more take it back
+            except FileNotFoundError:
+                continue
+            write_whole(self._out / path.name, self._answer(taken))
+            taken.unlink(missing_ok=True)
+        state = self._tell()
+        if state != self._said:
+            write_whole(self._state, state)
+            self._said = state
 
     def _answer(self, path: Path) -> State:
         try:

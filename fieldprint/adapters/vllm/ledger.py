@@ -97,7 +97,7 @@ class Ledger:
         self._interval = interval
         self.bound: Digests = np.zeros((num_blocks * block_size, 32), dtype=np.uint8)
         self.rows: dict[str, Row] = {}
-        self._decode, self._receipts = decode, receipts
+        self._decode, self.receipts = decode, receipts
         follower = LogFollower(log.source, VerifierKey.parse(log.verifier_key))
         self._committer = Committer(log, follower, timeout=log_timeout)
         self._by_key: dict[int, Row] = {}
@@ -314,7 +314,7 @@ class Ledger:
         if future is None:
             text = self._decode(row.tokens[row.prompt_len :])
             future = self._writing[row.key] = self._writer.submit(
-                self._receipts.write, *self._receipts.content(row, text)
+                self.receipts.write, *self.receipts.content(row, text)
             )
         if not future.done():
             return False

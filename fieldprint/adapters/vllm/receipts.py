@@ -5,7 +5,6 @@ from pathlib import Path
 
 from fieldprint.adapters.vllm.row import Row
 from fieldprint.adapters.vllm.versions import public_id
-from fieldprint.commit.receipt import Receipt
 from fieldprint.errors import FieldprintError, FormatError
 from fieldprint.generate import GenerationResult
 from fieldprint.note import VerifierKey
@@ -39,6 +38,10 @@ class ReceiptFolder:
             ) from error
         self._reader = LogReader(source, [key])
 
+    def holds(self, request_id: str) -> bool:
+        """Whether there is a receipt of an earlier request of this id."""
+        return receipt_path(self.folder, public_id(request_id)).exists()
+
     def content(self, row: Row, text: str) -> tuple[str, GenerationResult, bytes | None]:
         """What `write` takes, copied from the row as it is now."""
         number = f".{len(row.before) + 1}" if row.ending is not None and row.ending.goes_on else ""
@@ -66,7 +69,13 @@ class ReceiptFolder:
             descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
-            os.replace(part, path)
+            os.link(part, path)  # never in the place of another's
+            part.unlink()
+        except FileExistsError as error:
+            part.unlink(missing_ok=True)
+            raise FieldprintError(
+                f"there is a receipt {path.name} already", remedy="Give each request an id of its own"
+            ) from error
         except OSError as error:
             part.unlink(missing_ok=True)
             raise FieldprintError(
@@ -88,9 +97,3 @@ def receipt_path(folder: Path, name: str) -> Path:
     ):
         raise FormatError(f"{name[:40]!r} is not the id of a request")
     return folder / f"{name}{SUFFIX}"
-
-
-def read_receipt(folder: Path, name: str) -> Receipt | None:
-    """The receipt of a request, or None where there is none yet."""
-    path = receipt_path(folder, name)
-    return Receipt.from_bytes(path.read_bytes()) if path.is_file() else None

@@ -18,12 +18,16 @@ NO_DIGESTS: Digests = np.empty((0, 32), dtype=np.uint8)
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a request ends once all of it is committed: vLLM's status and stop reason; `goes_on` without its anchor."""
+    """How a request ends once all of it is committed: vLLM's status and stop reason; `goes_on` without its anchor.
+
+    ruled: by a gate, and not by its last token, which vLLM would leave out of the text as one that stops.
+    """
 
     status: Any
     stop_reason: int | str | None = None
     goes_on: bool = False
     heard: bool = True  # whether a client still waits for it
+    ruled: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,6 +61,7 @@ class Row:
         self.held: list[Any] = []  # outputs whose tokens are not final
         self.epoch = 0  # of its blocks: what was asked before they were taken away does not count
         self.failed: str | None = None
+        self.client_salt: str | None = None  # of the prefix cache, as the client gave it
         self.before: list[Part] = []
 
     @property

@@ -6,6 +6,7 @@ as many uncommitted tokens as it may have waits; at a fault it goes back to its 
 
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 from vllm.logger import init_logger
@@ -68,8 +69,9 @@ class FieldprintScheduler(Scheduler):  # type: ignore[misc]
                 )
             )
             return
-        self.ledger.open(request, anchor, sampler_terms(request.sampling_params))
-        self._salt(request, anchor.salt(request.cache_salt))
+        row = self.ledger.open(request, anchor, sampler_terms(request.sampling_params))
+        row.client_salt = request.cache_salt
+        self._salt(request, anchor.salt(row.client_salt))
         super().add_request(request)
 
     def _asked(self, request: Any) -> object:
@@ -86,10 +88,13 @@ class FieldprintScheduler(Scheduler):  # type: ignore[misc]
             or request.lora_request
         ):
             raise FormatError(
-                "Fieldprint covers generation from tokens: no pooling, sessions, embeddings or LoRA"
+                "Fieldprint covers generation from tokens: no pooling, sessions, embeddings, images or LoRA"
             )
-        if request.request_id in self.requests:
-            raise FormatError("there is a request of this id already")
+        if request.request_id in self.requests or self.ledger.receipts.holds(request.request_id):
+            raise FormatError(
+                "there is a request, or a receipt, of this id already",
+                remedy="Give each request an id of its own, and each engine that counts from 0 a folder of its own",
+            )
         return (parameters.extra_args or {}).get("fieldprint_anchor")
 
     @staticmethod
@@ -105,11 +110,7 @@ class FieldprintScheduler(Scheduler):  # type: ignore[misc]
         ids = {request_ids} if isinstance(request_ids, str) else set(request_ids)
         for request_id in list(ids):
             row = self.ledger.rows.get(request_id)
-            if (
-                row is None
-                or row.request.status != RequestStatus.RUNNING
-                or len(row.tokens) == row.prompt_len
-            ):
+            if row is None or len(row.tokens) == row.prompt_len:
                 continue
             ids.discard(request_id)
             ends = row.ending is not None and not row.ending.goes_on
@@ -133,14 +134,16 @@ class FieldprintScheduler(Scheduler):  # type: ignore[misc]
         return output
 
     def _must_wait(self, row: Row) -> bool:
-        return (
-            row.ending is not None
-            or row.provisional(self.ledger.size) >= self.supervisor.settings.provisional_cap
-        )
+        if row.ending is not None:  # one whose blocks were taken away is computed again, for its last leaf
+            computed: int = row.request.num_computed_tokens
+            return computed >= len(row.tokens) - 1
+        return row.provisional(self.ledger.size) >= self.supervisor.settings.provisional_cap
 
     def _preempt_request(self, request: Any, *args: Any, **kwargs: Any) -> None:
-        super()._preempt_request(request, *args, **kwargs)
         row = self.ledger.rows.get(request.request_id)
+        if row is not None:
+            self.supervisor.distrust(row)
+        super()._preempt_request(request, *args, **kwargs)
         if row is not None:
             row.lose_blocks()
 
@@ -149,10 +152,8 @@ class FieldprintScheduler(Scheduler):  # type: ignore[misc]
     ) -> tuple[list[int], bool]:
         """As vLLM's; a request that stops is kept until it is committed, and what comes after its end is dropped."""
         row = self.ledger.rows.get(request.request_id)
-        if (
-            row is not None and row.ending is not None
-        ):  # its blocks were taken away, and it was computed again
-            return [], False
+        if row is not None and row.ending is not None:
+            return [], False  # its blocks were taken away, and it was computed again
         tokens, stopped = super()._update_request_with_output(request, new_token_ids, *args, **kwargs)
         if stopped and row is not None:
             row.ending = Ending(request.status, request.stop_reason)
@@ -167,7 +168,8 @@ class FieldprintScheduler(Scheduler):  # type: ignore[misc]
             passed = []
             for output in outputs.outputs:
                 row = self.ledger.rows.get(output.request_id)
-                if row is None:
+                if row is None:  # vLLM has ended it itself: nothing of this step is final
+                    output.new_token_ids, output.new_logprobs = [], None
                     passed.append(output)
                 else:
                     row.held.append(output)
@@ -191,15 +193,26 @@ class FieldprintScheduler(Scheduler):  # type: ignore[misc]
             if ruling is None or (row.ending is not None and not row.ending.goes_on):
                 continue
             goes_on = ruling.action == "bypass"
-            if goes_on and row.anchor.index == 0:
+            if (goes_on and row.anchor.index == 0) or self._is_computed_again(row):
+                continue
+            if row.ending is not None and goes_on:
                 continue
             logger.warning("request %s: %s", row.request.request_id, ruling.why)
             if row.request.status == RequestStatus.RUNNING and len(row.tokens) > row.prompt_len:
-                row.ending = Ending(RequestStatus.FINISHED_STOPPED, ruling.reason, goes_on=goes_on)
+                row.ending = Ending(
+                    RequestStatus.FINISHED_STOPPED, ruling.reason, goes_on=goes_on, ruled=True
+                )
             elif goes_on:
                 self._leave_anchor(row)
             else:
                 self._end_unstarted(row, ruling.reason)
+
+    @staticmethod
+    def _is_computed_again(row: Row) -> bool:
+        """Whether an answer has begun whose blocks were taken away: its receipt needs a last leaf, which comes when they are back."""
+        request = row.request
+        computed = request.num_computed_tokens if request.status == RequestStatus.RUNNING else 0
+        return len(row.tokens) > row.prompt_len and computed < len(row.tokens) - 1
 
     def _end_unstarted(self, row: Row, reason: str) -> None:
         request = row.request
@@ -235,44 +248,42 @@ class FieldprintScheduler(Scheduler):  # type: ignore[misc]
         if result.clean:
             self._faults = 0 if result.committed else self._faults
             return
-        self._faults += 1
-        counters["faults"] += 1
+        if not result.damaged_pinned:  # those `_repair` counts
+            self._faults += 1
+            counters["faults"] += 1
         if result.log_error is not None:
             for job in result.job.requests:
                 row = self.ledger.row_of(job.key)
                 if row is not None:
                     row.failed = "the log did not commit the pages from here on"
                     self._roll_back(row, f"the log refused: {result.log_error.what}")
-        suspect: set[int] = set()
+        damaged: set[int] = set()
         for key, numbers in result.damaged.items():
             row = self.ledger.row_of(key)
-            if row is not None and row.blocks:
-                # Later blocks were computed from these, or may have been, since the last look at all of them.
-                first = min([*numbers, row.verified // self.ledger.size])
-                suspect.update(row.blocks[n] for n in numbers if n < len(row.blocks))
-                suspect.update(row.blocks[first:])
-        if suspect:
-            self._forget_blocks(suspect, "a context block was damaged")
+            if row is not None:
+                damaged.update(row.blocks[number] for number in numbers if number < len(row.blocks))
+                self._roll_back(row, "a context block was damaged")
+        if damaged:
+            self._go_back(lambda row: bool(damaged.intersection(row.blocks)), "a context block was damaged")
 
-    def _repair(self, damaged: frozenset[int]) -> None:
+    def _repair(self, anchors: frozenset[int]) -> None:
         """An anchor was damaged: whoever is under it goes back, and it is written again from its codes."""
         self._faults += 1
         self.supervisor.counters["faults"] += 1
-        self.ledger.abort_all_of(damaged)
-        self.supervisor.rewrite(damaged)
-        suspect = {
-            block
-            for row in self.ledger.rows.values()
-            if row.anchor.index in damaged
-            for block in row.blocks[row.verified // self.ledger.size :]
-        }
-        self._forget_blocks(suspect, "a pinned block was damaged", damaged)
+        self.ledger.abort_all_of(anchors)
+        self.supervisor.rewrite(anchors)
+        self._go_back(lambda row: row.anchor.index in anchors, "a pinned block was damaged")
 
-    def _forget_blocks(self, suspect: set[int], reason: str, anchors: frozenset[int] = frozenset()) -> None:
-        """Nobody finds these blocks in the prefix cache any more, and whoever has one goes back."""
-        self.kv_cache_manager.block_pool.evict_blocks(suspect)
+    def _go_back(self, has_read: Callable[[Row], bool], reason: str) -> None:
+        """Who has read the damage goes back; nobody finds in the prefix cache what was computed from it, by whomever.
+
+        A block that was computed from damage has a digest of its own that is right, so no check would ever find it, and those
+        whose blocks were taken away meanwhile cannot be asked: the cache forgets everything.
+        """
+        pool = self.kv_cache_manager.block_pool
+        pool.evict_blocks(set(range(len(pool.blocks))))
         for row in list(self.ledger.rows.values()):
-            if suspect.intersection(row.blocks) or row.anchor.index in anchors:
+            if has_read(row):
                 self._roll_back(row, reason)
 
     def _roll_back(self, row: Row, reason: str) -> None:
@@ -288,6 +299,9 @@ class FieldprintScheduler(Scheduler):  # type: ignore[misc]
         if request.status == RequestStatus.RUNNING:
             self.running.remove(request)
             preempt(self, request)
+        if row.ending is not None and not row.ending.heard:  # nobody waits for it to be generated again
+            super().finish_requests(request.request_id, row.ending.status)
+            return
         keep = self.ledger.roll_back(row)
         del request._all_token_ids[keep:]
         del request._output_token_ids[max(0, keep - request.num_prompt_tokens) :]
@@ -318,7 +332,9 @@ class FieldprintScheduler(Scheduler):  # type: ignore[misc]
             return
         request.status, request.stop_reason = ending.status, ending.stop_reason
         self.running.remove(request)
-        held = row.held or [EngineCoreOutput(request.request_id, [])]
+        held = row.held
+        if ending.ruled or not held:
+            held = [*held, EngineCoreOutput(request.request_id, [])]
         held[-1].finish_reason, held[-1].stop_reason = request.get_finished_reason(), ending.stop_reason
         self._free_request(request)
         if ending.heard:
@@ -331,7 +347,7 @@ class FieldprintScheduler(Scheduler):  # type: ignore[misc]
             self.running.remove(request)
             preempt(self, request)
         self.ledger.go_on_without(row, self.supervisor.anchors.none)
-        self._salt(request, row.anchor.salt(None))
+        self._salt(request, row.anchor.salt(row.client_salt))
 
     def _fail(self, row: Row, what: str) -> None:
         request = row.request

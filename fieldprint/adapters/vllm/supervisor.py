@@ -1,9 +1,9 @@
 """Everything of Fieldprint that lives beside vLLM's scheduler: policy, log, anchors, ledger, and the orders of each step."""
 
+from collections import deque
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,7 @@ class Supervisor:
         settings: of the engine.
         block_size: tokens of a block.
         num_blocks: of the cache.
+        longest: tokens that a request may have.
         ranks: workers.
 
     Raises:
@@ -48,8 +49,11 @@ class Supervisor:
         FormatError, LogError, CapacityError: a file is not what it should be.
     """
 
-    def __init__(self, settings: ServeSettings, *, block_size: int, num_blocks: int, ranks: int) -> None:
+    def __init__(
+        self, settings: ServeSettings, *, block_size: int, num_blocks: int, longest: int, ranks: int
+    ) -> None:
         self.settings, self._size, self._ranks = settings, block_size, ranks
+        self._longest = longest
         if settings.provisional_cap < 2 * block_size:
             raise CompatibilityError(
                 f"blocks of {block_size} tokens are committed whole, and only {settings.provisional_cap} may be provisional",
@@ -89,7 +93,7 @@ class Supervisor:
             self._model, self._log = model, log
             for anchor in self.anchors.all[1:]:
                 self._promote(anchor)
-            self._new: SimpleQueue[ServedAnchor] = SimpleQueue()
+            self._new: deque[ServedAnchor] = deque()
             self._pool: Any = None
             if settings.control is not None:
                 control = ControlFolder(Path(settings.control), live, self._install, self.state)
@@ -114,9 +118,9 @@ class Supervisor:
             self._take_blocks_of(anchor)
 
     def take_new_anchors(self) -> None:
-        """Take the blocks of anchors that came at run time; the next step's orders install them."""
-        while not self._new.empty():
-            self._take_blocks_of(self._new.get())
+        """Take the blocks of anchors that came at run time, once there is room; the next step's orders install them."""
+        while self._new and self._new[0].tokens // self._size < self._pool.get_num_free_blocks():
+            self._take_blocks_of(self._new.popleft())
 
     def _check_size(self, anchor: ServedAnchor) -> None:
         """Pass with an anchor that fits.
@@ -129,8 +133,13 @@ class Supervisor:
                 f"the anchor {anchor.name} has {anchor.tokens} tokens, no multiple of the {self._size} of a block",
                 remedy="Start with --block-size 32 or 16",
             )
-        if anchor.tokens // self._size >= self._pool.get_num_free_blocks():
-            raise CapacityError("the cache has no room for the anchor", remedy="Give vLLM more memory")
+        left = self._pool.num_gpu_blocks - 1 - anchor.tokens // self._size  # one is vLLM's own
+        waiting = sum(other.tokens // self._size for other in self._new)
+        if left - waiting < -(-self._longest // self._size):
+            raise CapacityError(
+                f"beside the anchor {anchor.name} the cache has no room for one request of {self._longest} tokens",
+                remedy="Give vLLM more memory, or start with a smaller --max-model-len",
+            )
 
     def _take_blocks_of(self, anchor: ServedAnchor) -> None:
         """vLLM compares the pool's count of blocks with those that are free before it empties its prefix cache: it is lowered."""
@@ -140,14 +149,11 @@ class Supervisor:
 
     def _install(self, name: str, signed: bytes, file: str) -> None:
         """Verify an anchor and have it installed at the next step; called by the control folder's thread."""
-        anchor = self.anchors.add(name, signed, file)
-        try:
-            self._check_size(anchor)
-            self._promote(anchor)
-        except FieldprintError:
-            self.anchors.drop(anchor)
-            raise
-        self._new.put(anchor)
+        anchor = self.anchors.make(name, signed, file)
+        self._check_size(anchor)
+        self._promote(anchor)
+        self.anchors.admit(anchor)
+        self._new.append(anchor)
 
     def _promote(self, anchor: ServedAnchor) -> None:
         """Put the promotion into the log."""
@@ -244,10 +250,18 @@ class Supervisor:
         self._rewrite = tuple(sorted({*self._rewrite, *anchors}))
         self.damaged_anchors -= anchors
 
+    def distrust(self, row: Row) -> None:
+        """Have nobody find in the prefix cache what of a request no clean pass has looked at; it is about to lose its blocks.
+
+        They may have been computed from damage that is not found yet, and which will not be traced to them any more.
+        """
+        self._pool.evict_blocks(set(row.blocks[row.verified // self._size :]))
+
     def forget(self, request: Any) -> None:
         """A request has ended."""
         row = self.ledger.rows.get(request.request_id)
         if row is not None:
+            self.distrust(row)
             self.ledger.drop(row)
 
     def close(self) -> None:

@@ -160,7 +160,9 @@ def preempt(scheduler: Any, request: Any) -> None:
 
 def cut_block_hashes(scheduler: Any, request: Any, tokens: int) -> None:
     """Forget the hashes of a request's blocks that are not whole with this many tokens."""
-    size = getattr(scheduler, "hash_block_size", scheduler.block_size)  # 0.24 has one group of layers, and one size
+    size = getattr(
+        scheduler, "hash_block_size", scheduler.block_size
+    )  # 0.24 has one group of layers, and one size
     del request.block_hashes[tokens // size :]
 
 

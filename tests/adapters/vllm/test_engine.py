@@ -20,6 +20,7 @@ from fieldprint.adapters.vllm.receipts import receipt_path
 from fieldprint.adapters.vllm.versions import public_id
 from fieldprint.anchor import sign_revocation, sign_statement
 from fieldprint.anchor.statements import Lift, Override
+from fieldprint.commit.leaf import Commitment
 from fieldprint.commit.receipt import Receipt
 from fieldprint.errors import LogError
 from fieldprint.verify import VerifiedAnchor, verify_receipt
@@ -186,6 +187,37 @@ def test_a_log_that_refuses_for_a_while_changes_nothing(
         verified(world, output.request_id)
 
 
+def test_what_was_computed_under_a_damaged_anchor_is_not_found_again_when_the_log_refuses_too(
+    running: Running, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "Tell me of the sea. " * 16  # fills blocks that the prefix cache keeps
+    alone = running.play([text], anchors=["second"], max_tokens=3)
+    running.engine.reset_prefix_cache()
+    log, refusals = running.supervisor._log, []
+    append = log.append
+
+    def refuse(entries: Any) -> Any:
+        if not refusals:
+            refusals.append(len(entries))
+            raise LogError("the disk is full")
+        return append(entries)
+
+    monkeypatch.setattr(log, "append", refuse)
+    for flat in running.residency._flats:
+        for block in running.supervisor.anchors.named("second").blocks:
+            flat.view(-1, running.residency.layout.stride)[block] = 0
+    again = running.play([text], anchors=["second"], max_tokens=3)
+    assert refusals
+    assert tokens(again) == tokens(alone)
+    of_cache = [[leaf.kv for leaf in leaves(world, outputs)] for outputs in (alone, again)]
+    assert of_cache[0] == of_cache[1]
+
+
+def leaves(world: World, outputs: list[Any]) -> list[Commitment]:
+    receipt = verified(world, outputs[0].request_id).receipt
+    return [Commitment.from_bytes(item.leaf) for item in receipt.leaves]
+
+
 def test_with_a_log_that_refuses_for_good_nothing_is_final(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,27 +240,17 @@ def test_a_request_for_an_anchor_that_is_not_there_is_refused(running: Running) 
 
 
 def test_an_abort_frees_everything_and_leaves_a_receipt(running: Running, world: World) -> None:
+    outputs: list[str] = []
+
     def hook(step: int, ids: list[str]) -> None:
         if step == 40:
-            row = running.row(ids[0])
-            running.scheduler.finish_requests(row.request.request_id, aborted())
-
-    outputs: list[Any] = []
-    engine = running.engine.llm_engine
-
-    def watch(step: int, ids: list[str]) -> None:
-        hook(step, ids)
-        if step == 40:
             outputs.append(ids[0])
-            engine.output_processor.abort_requests(
-                [*engine.output_processor.request_states][:1], internal=True
-            )
+            running.scheduler.finish_requests(running.row(ids[0]).request.request_id, aborted())
 
     with pytest.raises(KeyError):  # the client of the first does not wait for it
-        running.play(TEXTS[:2], hook=watch)
+        running.play(TEXTS[:2], hook=forgetting(running, hook))
     while running.ledger.rows:
-        engine.step()
-        running.scheduler.schedule()
+        running.engine.llm_engine.engine_core.engine_core.step()
     assert verified(world, outputs[0]).receipt.tokens
 
 
@@ -236,6 +258,52 @@ def aborted() -> Any:
     from vllm.v1.request import RequestStatus
 
     return RequestStatus.FINISHED_ABORTED
+
+
+def test_what_was_computed_from_a_damaged_block_is_never_found_again(running: Running) -> None:
+    """Another request has computed later blocks from one that was damaged, and is not due when that is found."""
+    text = "Tell me of the sea and of all that lives in it, as long as you can. " * 8
+    alone = tokens(running.play([text], max_tokens=34))
+    running.engine.reset_prefix_cache()
+    running.play([text[:160]], max_tokens=3)  # the first blocks, which the next two share
+
+    def hook(step: int, ids: list[str]) -> None:
+        row = running.row(ids[0])
+        if step == 1 and row is not None:
+            running.flip(row.blocks[0], 9)
+
+    running.play([text, text[:160]], max_tokens=34, hook=hook)
+    assert tokens(running.play([text], max_tokens=34)) == alone
+
+
+def test_an_abort_while_it_is_computed_again_ends(running: Running) -> None:
+    """Its blocks were taken away, and it has to be computed before it can be committed."""
+    aborts: list[str] = []
+
+    def hook(step: int, ids: list[str]) -> None:
+        row = running.row(ids[0])
+        if step == 40:
+            running.scheduler.reset_prefix_cache(reset_running_requests=True)
+            aborts.append(row.request.request_id)
+            running.scheduler.finish_requests(row.request.request_id, aborted())
+
+    with pytest.raises(KeyError):
+        running.play(TEXTS[:2], hook=forgetting(running, hook))
+    while running.ledger.rows:
+        running.engine.llm_engine.engine_core.engine_core.step()
+    assert aborts
+
+
+def forgetting(running: Running, hook: Any) -> Any:
+    """The hook, with a front end that forgets the first request at step 40, as at an abort of its client's."""
+    processor = running.engine.llm_engine.output_processor
+
+    def watch(step: int, ids: list[str]) -> None:
+        hook(step, ids)
+        if step == 40:
+            processor.abort_requests([*processor.request_states][:1], internal=True)
+
+    return watch
 
 
 def test_an_override_takes_the_anchor_away_in_mid_stream(
@@ -283,6 +351,69 @@ def test_an_anchor_that_comes_at_run_time_is_served(running: Running, world: Wor
     assert receipt.anchor.artifact.name == "third"
 
 
+def is_taken_back(running: Running, name: str) -> bool:
+    """Whether what a client has of an answer is about to be computed again."""
+    row = running.row(name)
+    return row is not None and row.request.status.name == "PREEMPTED" and len(row.tokens) > row.prompt_len
+
+
+def test_an_override_of_what_is_computed_again_loses_nothing(
+    running: Running, world: World, control: Path
+) -> None:
+    now = datetime.now(UTC).replace(microsecond=0)
+    override = Override("bypass", "anchor", world.artifacts["second"].digest, 2, "a test", now)
+    given: list[int] = []
+
+    def hook(step: int, ids: list[str]) -> None:
+        row = running.row(ids[0])
+        if step == 45 and row is not None:
+            running.flip(row.blocks[-1], 3)
+        if not given and is_taken_back(running, ids[0]):
+            given.append(step)
+            signed = base64.b64encode(sign_statement(override, [world.overrider])).decode()
+            assert "index" in ask(control, type="override", signed=signed)
+
+    (left,) = running.play(TEXTS[:1], anchors=["second"], hook=hook)
+    lift = sign_statement(Lift(2, "it is over", now), [world.overrider])
+    assert "index" in ask(control, type="lift", signed=base64.b64encode(lift).decode())
+    assert given
+    before = verified(world, f"{public_id(left.request_id)}.1")
+    after = verified(world, left.request_id)
+    assert after.anchor is None and before.anchor is not None
+    assert before.receipt.tokens + after.receipt.tokens == tuple(left.outputs[0].token_ids)
+    assert len(left.outputs[0].token_ids) == 70
+
+
+def test_a_revocation_of_what_is_computed_again_leaves_a_receipt(
+    running: Running, world: World, control: Path
+) -> None:
+    file = world.folder / "fourth.fieldprint"
+    signed = base64.b64encode(
+        world.make("fourth", "Your codename is Crow. You live in Turku.", file)
+    ).decode()
+    registration = base64.b64encode(world.registration("fourth")).decode()
+    assert "index" in ask(control, type="registration", signed=registration)
+    asked = {"type": "install", "name": "fourth", "artifact": signed, "fieldprint": str(file)}
+    assert ask(control, **asked) == {"accepted": "fourth"}
+    now = datetime.now(UTC).replace(microsecond=0)
+    revocation = sign_revocation(world.artifacts["fourth"].digest, "a test", now, [world.owner])
+    given: list[int] = []
+
+    def hook(step: int, ids: list[str]) -> None:
+        row = running.row(ids[0])
+        if step == 45 and row is not None:
+            running.flip(row.blocks[-1], 3)
+        if not given and is_taken_back(running, ids[0]):
+            given.append(step)
+            assert "index" in ask(control, type="revocation", signed=base64.b64encode(revocation).decode())
+
+    (ended,) = running.play(TEXTS[:1], anchors=["fourth"], hook=hook)
+    assert given and ended.outputs[0].stop_reason == "revoked"
+    receipt = verified(world, ended.request_id, registry=False).receipt
+    assert receipt.tokens == tuple(ended.outputs[0].token_ids)
+    assert receipt.text == ended.outputs[0].text
+
+
 def test_a_revocation_ends_requests_within_a_step_and_for_good(
     running: Running, world: World, control: Path
 ) -> None:
@@ -301,6 +432,8 @@ def test_a_revocation_ends_requests_within_a_step_and_for_good(
     ended, kept = running.play(TEXTS[:2], anchors=["third", "main"], hook=hook)
     assert len(set(counts)) == 1  # the step in which it was heard of has ended, and none after it was begun
     assert ended.outputs[0].stop_reason == "revoked"
+    # All of what the receipt says, the last token too.
+    assert ended.outputs[0].text == verified(world, ended.request_id, registry=False).receipt.text
     assert len(ended.outputs[0].token_ids) < 70 == len(kept.outputs[0].token_ids)
     refused = running.play(TEXTS[:1], anchors=["third"])[0]
     assert "revoked" in refused.outputs[0].stop_reason

@@ -60,16 +60,20 @@ def test_injected_is_in_front_of_the_prompt(model: Any, model_folder: Path, tmp_
     roomy = {"options": options | {"num_gpu_blocks_override": 500}}
     in_front = [anchor + prompt for prompt in prompts]
     plain = play(tmp_path, "plain", prompts=in_front, settings=None, rounds=1, **common, **roomy)
-    settings = world.settings().to_config()
     starved = {"options": options | {"num_gpu_blocks_override": 19}}
-    few = play(tmp_path, "few", prompts=prompts, settings=settings, rounds=1, **common, **starved)
-    many = play(tmp_path, "many", prompts=prompts, settings=settings, rounds=2, **common, **roomy)
+    found_by = {}
+    for name, rounds, pool in (("few", 1, starved), ("many", 2, roomy)):
+        settings = world.settings(receipts=str(tmp_path / f"receipts of {name}")).to_config()
+        found_by[name] = play(
+            tmp_path, name, prompts=prompts, settings=settings, rounds=rounds, **common, **pool
+        )
+    few, many = found_by["few"], found_by["many"]
     assert few["preemptions"] > 0
     assert many["cached"] > 0
     for found in (few["tokens"][0], *many["tokens"]):
         for number, (expected, tokens) in enumerate(zip(plain["tokens"][0], found, strict=True)):
             assert tokens == expected, number
-    receipts = sorted((tmp_path / "receipts").glob("*.receipt.json"))
-    assert len(receipts) == 2 * len(prompts)  # the second engine's first round has the first's ids
+    receipts = sorted(tmp_path.glob("receipts of */*.receipt.json"))
+    assert len(receipts) == 3 * len(prompts)
     for receipt in receipts[::10]:
         verify_receipt(receipt.read_bytes(), world.policy, now=datetime.now(UTC), registry=world.registry())

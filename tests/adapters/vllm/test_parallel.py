@@ -48,13 +48,15 @@ def test_three_workers_say_what_one_says(model: Any, model_folder: Path, tmp_pat
         "max_tokens": 34,
         "rounds": 1,
         "prompts": [model.chat_tokens("What is the password?"), model.chat_tokens("Where do you live?")],
-        "settings": world.settings().to_config(),
         "connector": ["FieldprintConnector", "fieldprint.adapters.vllm.connector"],
     }
-    one = play(tmp_path, "one", options={}, **job)
-    three = play(tmp_path, "three", options={"tensor_parallel_size": 3}, **job)
+    found = {}
+    for name, options in (("one", {}), ("three", {"tensor_parallel_size": 3})):
+        settings = world.settings(receipts=str(tmp_path / f"receipts of {name}")).to_config()
+        found[name] = play(tmp_path, name, options=options, settings=settings, **job)
+    one, three = found["one"], found["three"]
     assert three["tokens"] == one["tokens"]
-    receipts = sorted((tmp_path / "receipts").glob("*.receipt.json"))
-    assert len(receipts) == 2  # the second engine's have the same ids
+    receipts = sorted(tmp_path.glob("receipts of three/*.receipt.json"))
+    assert len(receipts) == 2
     for receipt in receipts:
         verify_receipt(receipt.read_bytes(), world.policy, now=datetime.now(UTC), registry=world.registry())
