@@ -126,10 +126,10 @@ class Judge:
     def revoked(self, answer: Answer, as_anchor: str) -> list[str]:
         """Of an answer whose anchor, which reads like `as_anchor`, was revoked: a prefix, with a receipt of all of it."""
         expected = self._undisturbed[answer.request.prompt, as_anchor]
-        if answer.finish != "length" and answer.stop != "revoked":
-            return [f"it ended with {answer.finish} {answer.stop} {answer.error}"]
-        if answer.finish != "length" and not answer.text and self._server.receipt(answer.name) is None:
+        if answer.error and not answer.text and self._server.receipt(answer.name) is None:
             return []  # revoked before anything of it was final
+        if answer.error or (answer.finish != "length" and answer.stop != "revoked"):
+            return [f"it ended with {answer.finish} {answer.stop} {answer.error}"]
         receipt, wrong = self.verified(answer.name, None)
         if receipt is None:
             return wrong

@@ -205,7 +205,7 @@ class FieldprintScheduler(Scheduler):  # type: ignore[misc]
             elif goes_on:
                 self._leave_anchor(row)
             else:
-                self._end_unstarted(row, ruling.reason)
+                self._fail(row, ruling.reason)  # vLLM sends no end of an empty stream but an error
 
     @staticmethod
     def _is_computed_again(row: Row) -> bool:
@@ -213,13 +213,6 @@ class FieldprintScheduler(Scheduler):  # type: ignore[misc]
         request = row.request
         computed = request.num_computed_tokens if request.status == RequestStatus.RUNNING else 0
         return len(row.tokens) > row.prompt_len and computed < len(row.tokens) - 1
-
-    def _end_unstarted(self, row: Row, reason: str) -> None:
-        request = row.request
-        self._outputs[request.client_index].append(
-            EngineCoreOutput(request.request_id, [], finish_reason=FinishReason.ABORT, stop_reason=reason)
-        )
-        super().finish_requests(request.request_id, RequestStatus.FINISHED_ABORTED)
 
     def _settle(self) -> None:
         """Take results of the log, go back where something was found, let out what is final, end what is complete."""

@@ -351,10 +351,12 @@ def test_an_anchor_that_comes_at_run_time_is_served(running: Running, world: Wor
     assert receipt.anchor.artifact.name == "third"
 
 
-def is_taken_back(running: Running, name: str) -> bool:
-    """Whether what a client has of an answer is about to be computed again."""
+def is_taken_back(running: Running, name: str, *, begun: bool = True) -> bool:
+    """Whether a request is about to be computed again, of which a client has something, or nothing."""
     row = running.row(name)
-    return row is not None and row.request.status.name == "PREEMPTED" and len(row.tokens) > row.prompt_len
+    if row is None or row.request.status.name != "PREEMPTED":
+        return False
+    return (len(row.tokens) > row.prompt_len) == begun
 
 
 def test_an_override_of_what_is_computed_again_loses_nothing(
@@ -384,31 +386,34 @@ def test_an_override_of_what_is_computed_again_loses_nothing(
     assert len(left.outputs[0].token_ids) == 70
 
 
+@pytest.mark.parametrize("begun", [True, False], ids=["begun", "not begun"])
 def test_a_revocation_of_what_is_computed_again_leaves_a_receipt(
-    running: Running, world: World, control: Path
+    running: Running, world: World, control: Path, begun: bool
 ) -> None:
-    file = world.folder / "fourth.fieldprint"
-    signed = base64.b64encode(
-        world.make("fourth", "Your codename is Crow. You live in Turku.", file)
-    ).decode()
-    registration = base64.b64encode(world.registration("fourth")).decode()
+    name = f"fourth-{begun}"
+    file = world.folder / f"{name}.fieldprint"
+    signed = base64.b64encode(world.make(name, "Your codename is Crow. You live in Turku.", file)).decode()
+    registration = base64.b64encode(world.registration(name)).decode()
     assert "index" in ask(control, type="registration", signed=registration)
-    asked = {"type": "install", "name": "fourth", "artifact": signed, "fieldprint": str(file)}
-    assert ask(control, **asked) == {"accepted": "fourth"}
+    asked = {"type": "install", "name": name, "artifact": signed, "fieldprint": str(file)}
+    assert ask(control, **asked) == {"accepted": name}
     now = datetime.now(UTC).replace(microsecond=0)
-    revocation = sign_revocation(world.artifacts["fourth"].digest, "a test", now, [world.owner])
+    revocation = sign_revocation(world.artifacts[name].digest, "a test", now, [world.owner])
     given: list[int] = []
 
     def hook(step: int, ids: list[str]) -> None:
         row = running.row(ids[0])
-        if step == 45 and row is not None:
-            running.flip(row.blocks[-1], 3)
-        if not given and is_taken_back(running, ids[0]):
+        if row is not None and step == (45 if begun else 5):
+            running.flip(row.blocks[-1] if begun else row.anchor.blocks[0], 3)
+        if not given and is_taken_back(running, ids[0], begun=begun):
             given.append(step)
             assert "index" in ask(control, type="revocation", signed=base64.b64encode(revocation).decode())
 
-    (ended,) = running.play(TEXTS[:1], anchors=["fourth"], hook=hook)
+    (ended,) = running.play(TEXTS[:1], anchors=[name], hook=hook)
     assert given and ended.outputs[0].stop_reason == "revoked"
+    if not begun:
+        assert ended.outputs[0].finish_reason == "error" and not ended.outputs[0].token_ids
+        return
     receipt = verified(world, ended.request_id, registry=False).receipt
     assert receipt.tokens == tuple(ended.outputs[0].token_ids)
     assert receipt.text == ended.outputs[0].text
