@@ -71,12 +71,11 @@ class Memory:
         connector.handle_preemptions, self._residency.bind = self._begun, self._ended
 
     def _begun(self, orders: Any) -> None:
-        with self._lock:  # anchors are written here, and read back
-            self._writing = {}
+        with self._lock:
+            self._begin(orders)  # anchors are written here, read back and bound, before anything else is written
             for slot in [] if orders.bind is None else orders.bind.tolist():
                 block, offset = divmod(slot, self._size)
                 self._writing[block] = min(offset, self._writing.get(block, offset))
-            self._begin(orders)
 
     def _ended(self, slots: Any) -> Any:
         with self._lock:
