@@ -72,7 +72,9 @@ class Memory:
 
     def _begun(self, orders: Any) -> None:
         with self._lock:
-            self._begin(orders)  # anchors are written here, read back and bound, before anything else is written
+            # First: it writes anchors, reads them back and binds them, which is no end of the step.
+            self._begin(orders)
+            self._writing = {}
             for slot in [] if orders.bind is None else orders.bind.tolist():
                 block, offset = divmod(slot, self._size)
                 self._writing[block] = min(offset, self._writing.get(block, offset))
