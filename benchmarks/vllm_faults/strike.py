@@ -71,12 +71,13 @@ class Memory:
         connector.handle_preemptions, self._residency.bind = self._begun, self._ended
 
     def _begun(self, orders: Any) -> None:
-        with self._lock:  # anchors are written here, and read back
+        with self._lock:
+            # First: it writes anchors, reads them back and binds them, which is no end of the step.
+            self._begin(orders)
             self._writing = {}
             for slot in [] if orders.bind is None else orders.bind.tolist():
                 block, offset = divmod(slot, self._size)
                 self._writing[block] = min(offset, self._writing.get(block, offset))
-            self._begin(orders)
 
     def _ended(self, slots: Any) -> Any:
         with self._lock:

@@ -390,7 +390,7 @@ def test_an_override_of_what_is_computed_again_loses_nothing(
 def test_a_revocation_of_what_is_computed_again_leaves_a_receipt(
     running: Running, world: World, control: Path, begun: bool
 ) -> None:
-    name = f"fourth-{begun}"
+    name = "fourth" if begun else "fifth"
     file = world.folder / f"{name}.fieldprint"
     signed = base64.b64encode(world.make(name, "Your codename is Crow. You live in Turku.", file)).decode()
     registration = base64.b64encode(world.registration(name)).decode()
