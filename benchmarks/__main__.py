@@ -20,10 +20,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     names = ", ".join(shape.name for shape in DECODE)
     parser.add_argument("--shapes", nargs="*", help=f"of {names}; all unless given")
-    chosen = parser.parse_args().shapes
-    print("testing what will be measured")  # noqa: T201
+    parser.add_argument("--skip-tests", action="store_true", help="when they have just run")
+    options = parser.parse_args()
+    chosen = options.shapes
     tests = [sys.executable, "-m", "pytest", "-q", "-x", *TESTED]
-    if subprocess.run(tests, cwd=ROOT, check=False).returncode:  # noqa: S603
+    if not options.skip_tests:
+        print("testing what will be measured")  # noqa: T201
+    if not options.skip_tests and subprocess.run(tests, cwd=ROOT, check=False).returncode:  # noqa: S603
         print("tests are red; nothing is measured", file=sys.stderr)  # noqa: T201
         return 1
     cores = len(os.sched_getaffinity(0))  # a run may be confined to some, by taskset
