@@ -32,17 +32,19 @@ def without_anchor(attention: AttentionSettings) -> AttentionSettings:
 
 
 def continuation(request: GenerationRequest, before: GenerationResult) -> GenerationRequest:
-    """The request that goes on where `before` ended: all of it is a prompt, computed anew.
-
-    Its salt is SHA-256 over the old one and what it is for, cut to 16 bytes: as secret, and another.
-    """
+    """The request that goes on where `before` ended: all of it is a prompt, computed anew."""
     return replace(
         request,
         prompt=before.prompt + before.tokens,
         max_new_tokens=request.max_new_tokens - len(before.tokens),
-        salt=sha256(b"without the anchor" + before.salt).digest()[:SALT_SIZE],
+        salt=continued_salt(before.salt),
         prefix=None,
     )
+
+
+def continued_salt(salt: bytes) -> bytes:
+    """The salt of what goes on without the anchor: SHA-256 over the old one and what it is for, cut to 16 bytes."""
+    return sha256(b"without the anchor" + salt).digest()[:SALT_SIZE]
 
 
 def renumbered(event: Event, indices: list[int], before: dict[int, GenerationResult]) -> Event:

@@ -15,6 +15,7 @@ import base64
 import binascii
 import copy
 import json
+import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -39,6 +40,7 @@ EVENTS = {
     "registration": "sign",
 }
 MAX_REQUEST = 2 << 20
+logger = logging.getLogger("vllm.fieldprint")  # vLLM shows what is logged under its own name
 INTERVAL = 0.05  # seconds between two looks
 
 State = dict[str, Any]
@@ -132,7 +134,6 @@ class ControlFolder:
                 f"{folder} cannot be made: {error.strerror}", remedy="Check the path"
             ) from error
         self._said: State | None = None
-        self._broken: str | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._work, name="fieldprint-control", daemon=True)
         self._thread.start()
@@ -142,18 +143,12 @@ class ControlFolder:
         self._ended.set()
         self._thread.join()
 
-    @property
-    def broken(self) -> str | None:
-        """Why the last round failed, while it does: what is asked then is not heard."""
-        return self._broken
-
     def _work(self) -> None:
         while not self._ended.wait(INTERVAL):
             try:
                 self._round()
-                self._broken = None
-            except OSError as error:
-                self._broken = f"the control folder cannot be used: {error.strerror}"
+            except OSError as error:  # the next round may find it mended
+                logger.error("the control folder cannot be used: %s", error.strerror)
 
     def _round(self) -> None:
         for path in sorted(self._in.glob("*.json")):

@@ -19,10 +19,11 @@ from fieldprint import blake3
 from fieldprint.adapters.vllm.anchors import ServedAnchor
 from fieldprint.adapters.vllm.messages import Digests, Slots, Span, StepReport
 from fieldprint.adapters.vllm.receipts import ReceiptFolder
-from fieldprint.adapters.vllm.row import NO_DIGESTS, NO_POSITIONS, Row, continued_salt
+from fieldprint.adapters.vllm.row import NO_DIGESTS, NO_POSITIONS, Row
 from fieldprint.commit.committer import CommitJob, CommitResult, Committer, RequestJob, RequestTerms
 from fieldprint.commit.follower import LogFollower
 from fieldprint.commit.leaf import SALT_SIZE, request_digest
+from fieldprint.generate.gate import continued_salt
 from fieldprint.note import VerifierKey
 from fieldprint.tlog import LogWriter
 
@@ -256,18 +257,18 @@ class Ledger:
         verdict = np.concatenate([expected + 1, *found])
         self._committer.submit(CommitJob(self.size, expected, tuple(jobs), Found(verdict), lambda: False))
 
-    def abort_all_of(self, anchors: frozenset[int]) -> CommitResult | None:
-        """The result of a job that puts an abort entry into the log for every request under one of these damaged anchors."""
+    def abort_all_of(self, anchors: frozenset[int]) -> None:
+        """Put an abort entry into the log for every request under one of these damaged anchors."""
         if self._committer.busy:
             raise ValueError("a job is in flight; wait for its result")
         rows = [row for row in self.rows.values() if row.anchor.index in anchors]
         if not rows:
-            return None
+            return
         self._pass = None
         jobs = tuple(replace(row.job(self.bound, self.size, None), new=()) for row in rows)
         expected = np.zeros((1, 32), np.uint8)
         self._committer.submit(CommitJob(self.size, expected, jobs, Found(expected + 1), lambda: False))
-        return self._committer.wait()
+        self._committer.wait()
 
     # Results
 

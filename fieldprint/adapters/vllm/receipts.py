@@ -44,7 +44,7 @@ class ReceiptFolder:
 
     def content(self, row: Row, text: str) -> tuple[str, GenerationResult, bytes | None]:
         """What `write` takes, copied from the row as it is now."""
-        number = f".{len(row.before) + 1}" if row.ending is not None and row.ending.goes_on else ""
+        number = f".{row.parts + 1}" if row.ending is not None and row.ending.goes_on else ""
         result = GenerationResult(
             tuple(row.tokens[: row.prompt_len]),
             tuple(row.tokens[row.prompt_len :]),

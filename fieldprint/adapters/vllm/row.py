@@ -1,7 +1,6 @@
 """One request in the ledger: what of it is bound, committed, and still held back from its client."""
 
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 from fieldprint.adapters.vllm.anchors import ServedAnchor
 from fieldprint.adapters.vllm.messages import Digests, Slots, Span
 from fieldprint.commit.committer import CommittedPage, NewPage, RequestJob, RequestTerms
-from fieldprint.commit.leaf import SALT_SIZE
+from fieldprint.generate.gate import continued_salt
 
 NO_POSITIONS: NDArray[np.int64] = np.empty(0, dtype=np.int64)
 NO_DIGESTS: Digests = np.empty((0, 32), dtype=np.uint8)
@@ -28,17 +27,6 @@ class Ending:
     goes_on: bool = False
     heard: bool = True  # whether a client still waits for it
     ruled: bool = False
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Part:
-    """What was generated under an anchor that had to be left: a chain of leaves, and a receipt, of its own."""
-
-    terms: RequestTerms
-    anchor: ServedAnchor
-    tokens: tuple[int, ...]
-    pages: tuple[CommittedPage, ...]
-    reason: str
 
 
 class Row:
@@ -62,7 +50,7 @@ class Row:
         self.epoch = 0  # of its blocks: what was asked before they were taken away does not count
         self.failed: str | None = None
         self.client_salt: str | None = None  # of the prefix cache, as the client gave it
-        self.before: list[Part] = []
+        self.parts = 0  # chains before this one, under anchors that had to be left
 
     @property
     def tokens(self) -> list[int]:
@@ -137,13 +125,8 @@ class Row:
         self.blocks = []
 
     def go_on_without(self, none: ServedAnchor, request: str) -> None:
-        """Begin the chain of what comes after the anchor was left; `request` is the digest of that.
-
-        The new salt is SHA-256 over the old one and what it is for, as in our own engine.
-        """
-        generated = tuple(self.tokens[self.prompt_len :])
-        reason = str(self.ending.stop_reason) if self.ending is not None else ""
-        self.before.append(Part(self.terms, self.anchor, generated, tuple(self.pages), reason))
+        """Begin the chain of what comes after the anchor was left; `request` is the digest of that."""
+        self.parts += 1
         self.anchor, self.ending, self.pages, self.failed = none, None, [], None
         self.terms = RequestTerms(
             request=request,
@@ -155,8 +138,3 @@ class Row:
             sampler=self.terms.sampler,
             attention=self.terms.attention,
         )
-
-
-def continued_salt(salt: bytes) -> bytes:
-    """The salt of what goes on without the anchor."""
-    return sha256(b"without the anchor" + salt).digest()[:SALT_SIZE]

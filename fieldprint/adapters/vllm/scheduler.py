@@ -86,6 +86,7 @@ class FieldprintScheduler(Scheduler):  # type: ignore[misc]
             or request.resumable
             or request.prompt_token_ids is None
             or request.lora_request
+            or request.mm_features
         ):
             raise FormatError(
                 "Fieldprint covers generation from tokens: no pooling, sessions, embeddings, images or LoRA"
