@@ -7,6 +7,8 @@ import sys
 import pytest
 
 HEAVY = {"torch", "numpy", "transformers", "safetensors", "tokenizers", "gguf"}
+# cryptography brings the last two.
+AUDITOR = {"fieldprint", "blake3", "cryptography", "rfc8785", "_cffi_backend", "_openssl"}
 
 
 def loaded_by(statement: str) -> set[str]:
@@ -41,9 +43,13 @@ def test_public_names_of_the_auditor_load_no_tensor_library() -> None:
     assert loaded_by(f"from fieldprint import {names}") & HEAVY == set()
 
 
-def seconds_of(statement: str, clock: str) -> float:
-    """The best of seven fresh processes, since a busy machine delays some of them."""
-    code = f"from time import {clock} as clock; t = clock(); {statement}; print(clock() - t)"
+def test_auditor_loads_these_packages_and_no_other() -> None:
+    assert loaded_by("import fieldprint.tlog, fieldprint.verify") <= AUDITOR
+
+
+def processor_seconds_of(statement: str) -> float:
+    """The least of seven fresh processes: what else the machine does delays an import, and never makes it quicker."""
+    code = f"from time import process_time as clock; t = clock(); {statement}; print(clock() - t)"
     return min(
         float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
         for _ in range(7)
@@ -52,9 +58,9 @@ def seconds_of(statement: str, clock: str) -> float:
 
 def test_import_takes_under_100_ms() -> None:
     """A healthy one is near 1 ms."""
-    assert seconds_of("import fieldprint", "perf_counter") < 0.1
+    assert processor_seconds_of("import fieldprint") < 0.1
 
 
-def test_log_and_verifier_are_imported_in_under_150_ms() -> None:
-    """Of the processor's time: a healthy one is near 110 ms, and waiting for other processes is not the import's."""
-    assert seconds_of("import fieldprint.tlog, fieldprint.verify", "process_time") < 0.15
+def test_log_and_verifier_are_imported_in_under_half_a_second() -> None:
+    """A healthy one is between 0.1 and 0.25 s on the machines that it was seen on; a tensor library alone takes more than this."""
+    assert processor_seconds_of("import fieldprint.tlog, fieldprint.verify") < 0.5

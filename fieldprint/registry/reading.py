@@ -4,16 +4,18 @@ A signature costs a tenth of a millisecond, more than all the rest of an event, 
 threads do not help, processes do. What they give is applied in the order of the log.
 """
 
-import multiprocessing
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from typing import TYPE_CHECKING
 
 from fieldprint.anchor.policy import Policy
 from fieldprint.errors import FormatError
 from fieldprint.registry.events import Event, EventError, check_signers, event_type, read_event
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 CHUNK = 512
 AHEAD = 3  # chunks for each process
@@ -47,10 +49,14 @@ def read_ahead(entries: Iterable[bytes], policy: Policy, workers: int = 0) -> It
     if not workers:
         yield from (read_entry(entry, policy) for entry in entries)
         return
+    # An auditor who reads a short log would wait for these imports and not need them.
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
     source = iter(entries)
     context = multiprocessing.get_context("spawn")  # no locks and no open files come along
     pool = ProcessPoolExecutor(workers, context, _begin, (policy.to_bytes(),))
-    waiting: deque[Future[list[Reading]]] = deque()
+    waiting: "deque[Future[list[Reading]]]" = deque()
     try:
         while chunk := tuple(islice(source, CHUNK)):
             waiting.append(pool.submit(_read_chunk, chunk))
