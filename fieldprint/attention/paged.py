@@ -62,6 +62,7 @@ def paged_fieldprint_attention(
     Args:
         q: [total_q, num_q_heads, head_dim]; float32, bfloat16 or float16.
         k_pages: [num_pages, page_size, num_kv_heads, head_dim], dtype of q; slots behind a sequence's end are not read.
+            Without the decode kernel slots must be equally spaced, and each a run of memory.
         v_pages: as k_pages.
         plan: page table, lengths, window and sinks: of `plan_attention` (a CPU, and prefill on a GPU) or of
             `plan_decode` (decode steps on a GPU, where the arguments marked "decode kernel" belong).
@@ -216,8 +217,8 @@ def _check(
         raise ValueError(f"v_pages must be like k_pages {_of(k_pages)}, not {_of(v_pages)}")
     if decode and (k_pages.stride(3) != 1 or v_pages.stride(3) != 1):
         raise ValueError("k_pages and v_pages must be contiguous in their last dimension")
-    if not decode and not (k_pages.is_contiguous() and v_pages.is_contiguous()):
-        raise ValueError("k_pages and v_pages must be contiguous")
+    if not decode and not (_equally_spaced(k_pages) and _equally_spaced(v_pages)):
+        raise ValueError("k_pages and v_pages must have equally spaced slots, each a run of memory")
     num_kv_heads = k_pages.shape[2]
     if q.shape[1] % num_kv_heads:
         raise ValueError(f"q has {q.shape[1]} heads, not a multiple of the {num_kv_heads} of k_pages")
@@ -235,6 +236,13 @@ def _check(
             0 if anchor_k is None else anchor_k.shape[1],
             stop=not decode and q.device.type == "cpu",
         )
+
+
+def _equally_spaced(pages: Tensor) -> bool:
+    page, slot, head, channel = pages.stride()
+    return pages.is_contiguous() or (
+        page == slot * pages.shape[1] and head == pages.shape[3] * channel and channel == 1
+    )
 
 
 def _check_anchor(q: Tensor, num_kv_heads: int, anchor_k: Tensor | None, anchor_v: Tensor | None) -> None:

@@ -60,6 +60,26 @@ def serve(
         ),
     ] = None,
     last_signed: LastSignedFile = None,
+    kernel: Annotated[
+        str | None,
+        typer.Option(
+            "--kernel",
+            help="vllm: its own, anchor and context in one softmax. fieldprint: ours, chosen where an option below needs it.",
+        ),
+    ] = None,
+    g: Annotated[
+        float, typer.Option("--g", help="Floor of the anchor's weight, 0 to 1; 0 is plain concatenation.")
+    ] = 0.0,
+    operator: Annotated[str, typer.Option("--operator", help="floor or mixture.")] = "floor",
+    window: Annotated[
+        int | None, typer.Option("--window", help="Sliding window of the context, in tokens.")
+    ] = None,
+    num_sinks: Annotated[
+        int, typer.Option("--num-sinks", help="First tokens of the context that stay in sight.")
+    ] = 0,
+    mass: Annotated[
+        bool, typer.Option("--mass", help="Sum the attention that each anchor gets, by layer and head.")
+    ] = False,
 ) -> None:
     """Serve a model with vLLM's OpenAI-compatible server under verified anchors, with receipts. Ctrl-C ends it.
 
@@ -67,13 +87,14 @@ def serve(
     the extra vllm.
     """
     from fieldprint.adapters.vllm.serve import check_environment, parse_arguments, run_server, with_fieldprint
-    from fieldprint.adapters.vllm.settings import ServeSettings
+    from fieldprint.adapters.vllm.settings import ServeSettings, kernel_for
 
     rest = list(context.args)
     if model is not None and model.startswith("-"):
         rest.insert(0, model)
         model = None
     check_environment()
+    chosen_kernel = kernel_for(kernel, operator=operator, g=g, window=window, num_sinks=num_sinks, mass=mass)
     artifacts, given = _named(anchor or [], "--anchor"), _named(fieldprint or [], "--fieldprint")
     if unknown := given.keys() - artifacts.keys():
         raise typer.BadParameter(
@@ -107,6 +128,12 @@ def serve(
         admin_token=admin,
         last_signed=None if last_signed is None else str(last_signed.absolute()),
         engine=engine,
+        kernel=chosen_kernel,
+        operator=operator,
+        g=g,
+        window=window,
+        num_sinks=num_sinks,
+        mass=mass,
     )
     _say(f"serving {folder} under {', '.join(files) or 'no anchor'}; vLLM starts")
     run_server(with_fieldprint(args, settings))

@@ -56,7 +56,7 @@ def read_ahead(entries: Iterable[bytes], policy: Policy, workers: int = 0) -> It
     source = iter(entries)
     context = multiprocessing.get_context("spawn")  # no locks and no open files come along
     pool = ProcessPoolExecutor(workers, context, _begin, (policy.to_bytes(),))
-    waiting: "deque[Future[list[Reading]]]" = deque()
+    waiting: deque[Future[list[Reading]]] = deque()
     try:
         while chunk := tuple(islice(source, CHUNK)):
             waiting.append(pool.submit(_read_chunk, chunk))

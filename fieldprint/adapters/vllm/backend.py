@@ -3,6 +3,8 @@
 A request's queries are at positions from 0 on, and the anchor's keys were realized at -A..-1, so rows of the block table grow in
 front and sequences are longer by A; slots, positions and writes stay as they are. Causal masks are aligned at the last
 position, so every query sees all of the anchor.
+
+With `"kernel": "fieldprint"` the same backends, their blocks and their writers' slots stay, and attention is ours (`paged.py`).
 """
 
 from functools import cache
@@ -13,7 +15,18 @@ import torch
 from torch import Tensor
 from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_group
 
-from fieldprint.adapters.vllm.versions import BACKENDS, PARENTS, longer_by
+from fieldprint.adapters.vllm.paged import PagedStep, Sizes, parts_of
+from fieldprint.adapters.vllm.settings import FIELDPRINT, ServeSettings
+from fieldprint.adapters.vllm.versions import (
+    BACKENDS,
+    NO_GRAPHS,
+    PARENTS,
+    config_of_model,
+    host_lengths,
+    is_batch_invariant,
+    longer_by,
+    settings_in,
+)
 from fieldprint.attention.paged import MAX_ANCHOR_TOKENS
 
 NO_ANCHOR = 0
@@ -34,7 +47,8 @@ class AnchorTable:
         self._of_block = torch.zeros(num_blocks, dtype=torch.int64, device=device)
         self._blocks = torch.zeros(1, 0, dtype=torch.int32, device=device)
         self._counts = torch.zeros(1, dtype=torch.int64, device=device)
-        self._on_host = [NO_ANCHOR]  # blocks of each anchor
+        self.on_host: list[tuple[int, ...]] = [()]  # blocks of each anchor
+        self._alone: int | None = None
         self.step = -1  # whose owners are in the table
         self.built = -1  # for which metadata were built last
 
@@ -45,21 +59,33 @@ class AnchorTable:
 
     def put(self, index: int, blocks: tuple[int, ...]) -> None:
         """Anchor `index` lies in `blocks` from now on; without blocks it is removed."""
-        counts = self._on_host + [0] * (index + 1 - len(self._on_host))
-        counts[index] = len(blocks)
+        self.on_host += [()] * (index + 1 - len(self.on_host))
+        self.on_host[index] = blocks
+        counts = [len(of_one) for of_one in self.on_host]
         table = torch.zeros(len(counts), max([*counts, self.longest]), dtype=torch.int32)
         table[: self._blocks.shape[0], : self.longest] = self._blocks.cpu()
         table[index, : len(blocks)] = torch.tensor(blocks, dtype=torch.int32)
         device = self._of_block.device
-        self._on_host = counts
         self._blocks, self._counts = table.to(device), torch.tensor(counts, device=device)
 
-    def own(self, step: int, owners: dict[int, int]) -> None:
-        """From `step` on, requests that begin with these blocks have these anchors."""
+    def own(self, step: int, owners: dict[int, int], alone: int | None = None) -> None:
+        """From `step` on, requests that begin with these blocks have these anchors; `alone`: all of the step have this one."""
         if owners:
             first = torch.tensor(list(owners), device=self._of_block.device)
             self._of_block[first] = torch.tensor(list(owners.values()), device=self._of_block.device)
-        self.step = step
+        self.step, self._alone = step, alone
+
+    def owners_of(self, table: Tensor, rows: int) -> list[int]:
+        """The anchor of each request of this step, on the host: without a wait for a GPU where all have the same.
+
+        Args:
+            table: int32 [at least rows, width].
+            rows: requests.
+        """
+        if self._alone is not None:
+            return [self._alone] * rows
+        owners: list[int] = self._of_block[table[:rows, 0].long()].tolist()
+        return owners
 
     def in_front(self, table: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """The block table [rows, width + longest] with anchors in front, and by how many blocks each row is longer [rows].
@@ -98,7 +124,11 @@ class AnchorBuilder:
         self._size = kv_cache_spec.block_size
         self._room = MAX_ANCHOR_TOKENS // self._size
         self._buffers: tuple[Tensor, Tensor] | None = None
-        if device.type != "cpu" and vllm_config.kv_transfer_config is not None:
+        self._paged: PagedSteps | None = None
+        settings = settings_in(vllm_config)
+        if settings is not None and settings.kernel == FIELDPRINT:
+            self._paged = PagedSteps(settings, kv_cache_spec, vllm_config)
+        elif device.type != "cpu" and vllm_config.kv_transfer_config is not None:
             rows = max(
                 vllm_config.scheduler_config.max_num_seqs,
                 vllm_config.compilation_config.max_cudagraph_capture_size or 0,
@@ -110,13 +140,23 @@ class AnchorBuilder:
             )
 
     def build(self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False) -> Any:
-        """The parent's metadata of the longer rows; the parent's own where no anchor can be installed."""
+        """The parent's metadata of the longer rows; the parent's own where no anchor can be installed; the parts for our kernel."""
         table = _anchor_table()
         if table is not None:
             table.built = table.step
-            if table.longest or self._buffers is not None:
-                common_attn_metadata = self._in_front(table, common_attn_metadata)
+        if self._paged is not None:
+            return self._paged.step(common_attn_metadata, table)
+        if table is not None and (table.longest or self._buffers is not None):
+            common_attn_metadata = self._in_front(table, common_attn_metadata)
         return super().build(common_prefix_len, common_attn_metadata, fast_build)  # type: ignore[misc]
+
+    @classmethod
+    def get_cudagraph_support(cls, vllm_config: Any, kv_cache_spec: Any) -> Any:
+        """What the parent's builder can; nothing with our kernel, whose parts depend on the step: vLLM then captures around it."""
+        settings = settings_in(vllm_config)
+        if settings is not None and settings.kernel == FIELDPRINT:
+            return NO_GRAPHS
+        return super().get_cudagraph_support(vllm_config, kv_cache_spec)  # type: ignore[misc]
 
     def _in_front(self, table: AnchorTable, common: Any) -> Any:
         blocks, counts = table.in_front(common.block_table_tensor, common.seq_lens)
@@ -135,6 +175,49 @@ class AnchorBuilder:
         )
 
 
+class PagedSteps:
+    """Makes the parts of each step for our kernel.
+
+    Args:
+        settings: of the engine.
+        spec: of vLLM's cache.
+        config: vLLM's.
+    """
+
+    def __init__(self, settings: ServeSettings, spec: Any, config: Any) -> None:
+        self._settings, self._spec = settings.attention, spec
+        self._heads = config.model_config.get_num_attention_heads(config.parallel_config)
+        self._cache_config = config.cache_config
+
+    def step(self, common: Any, table: AnchorTable | None) -> PagedStep:
+        """The metadata of one step."""
+        spec, rows = self._spec, common.num_reqs
+        sizes = Sizes(
+            self._cache_config.num_gpu_blocks,
+            spec.block_size,
+            self._heads,
+            spec.num_kv_heads,
+            spec.head_size,
+            spec.dtype,
+        )
+        blocks = common.block_table_tensor
+        counts = host_lengths(common)[:rows].tolist()
+        owners = [NO_ANCHOR] * rows if table is None else table.owners_of(blocks, rows)
+        parts = parts_of(
+            owners,
+            [()] if table is None else table.on_host,
+            blocks[:rows],
+            common.seq_lens[:rows],
+            counts,
+            common.query_start_loc_cpu[: rows + 1].tolist(),
+            sizes,
+            self._settings,
+            decode_kernel=blocks.device.type != "cpu",
+            batch_invariant=is_batch_invariant(),
+        )
+        return PagedStep(common.num_actual_tokens, parts)
+
+
 def _anchor_table() -> AnchorTable | None:
     if not has_kv_transfer_group():
         return None
@@ -149,8 +232,21 @@ def _backend(name: str) -> type:
     parent = getattr(import_module(module), attribute)
     theirs = parent.get_builder_cls()
     builder = type(f"Anchored{theirs.__name__}", (AnchorBuilder, theirs), {})
+
+    def impl() -> type:
+        settings = settings_in(config_of_model())
+        if settings is None or settings.kernel != FIELDPRINT:
+            return parent.get_impl_cls()  # type: ignore[no-any-return]
+        from fieldprint.adapters.vllm.impl import PagedImpl
+
+        return PagedImpl
+
     # vLLM looks a class up again by its module and name.
-    members = {"get_builder_cls": staticmethod(lambda: builder), "__module__": __name__}
+    members = {
+        "get_builder_cls": staticmethod(lambda: builder),
+        "get_impl_cls": staticmethod(impl),
+        "__module__": __name__,
+    }
     return type(BACKENDS[name].rpartition(".")[2], (parent,), members)
 
 

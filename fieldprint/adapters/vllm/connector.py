@@ -17,10 +17,11 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 
 from fieldprint.adapters.vllm.backend import AnchorBuilder, AnchorTable
 from fieldprint.adapters.vllm.layout import learn_layout
-from fieldprint.adapters.vllm.messages import Digests, StepOrders, StepReport
+from fieldprint.adapters.vllm.messages import Digests, StepOrders, StepReport, Sums
 from fieldprint.adapters.vllm.metrics import FieldprintMetrics, FieldprintStats, new_counters
+from fieldprint.adapters.vllm.paged import MassSums
 from fieldprint.adapters.vllm.residency import Asked, Installed, Residency, digests_of
-from fieldprint.adapters.vllm.settings import ServeSettings
+from fieldprint.adapters.vllm.settings import FIELDPRINT, ServeSettings
 from fieldprint.adapters.vllm.supervisor import Supervisor
 from fieldprint.adapters.vllm.versions import check_engine
 from fieldprint.errors import CompatibilityError, IntegrityError
@@ -62,6 +63,8 @@ class FieldprintConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc
                 deque()
             )
             self._installed: dict[int, Installed] = {}
+            self._sums: MassSums | None = None
+            self._summing: deque[tuple[dict[int, int], Asked[Sums]]] = deque()
         self._told: dict[str, float] = new_counters()
 
     # The scheduler's half
@@ -137,6 +140,7 @@ class FieldprintConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc
                 )
         self._layers = [layers[name] for name in kv_caches]
         self._caches = list(kv_caches.values())
+        self._choose_kernel()
         spec, first, cache = self._spec, self._layers[0], self._caches[0]
 
         def write(k: torch.Tensor, v: torch.Tensor, slots: torch.Tensor) -> None:
@@ -146,6 +150,28 @@ class FieldprintConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc
         layout = learn_layout(cache, 0, spec.block_size, spec.num_kv_heads, spec.head_size, write)
         self.residency = Residency(self._caches, layout)
         self.table = AnchorTable(cache.shape[0], cache.device)
+
+    def _choose_kernel(self) -> None:
+        """See that every layer attends by the kernel of the settings, and sums mass if it shall.
+
+        Raises:
+            CompatibilityError: a layer attends by another.
+        """
+        from fieldprint.adapters.vllm.impl import PagedImpl
+
+        ours = self.settings.kernel == FIELDPRINT
+        for number, layer in enumerate(self._layers):
+            if isinstance(layer.impl, PagedImpl) != ours:
+                raise CompatibilityError(
+                    f"layer {number} attends by {type(layer.impl).__name__}, and the kernel of the settings is "
+                    f"{self.settings.kernel}",
+                    remedy="Choose another attention backend",
+                )
+            if ours and self.settings.mass:
+                if self._sums is None:
+                    heads, device = layer.impl.num_heads, self._caches[0].device
+                    self._sums = MassSums(len(self._layers), heads, device)
+                layer.impl.number, layer.impl.sums = number, self._sums
 
     def handle_preemptions(self, kv_connector_metadata: StepOrders) -> None:
         """What must be so before this step's metadata are built: anchors in their blocks, requests with their anchors."""
@@ -163,7 +189,7 @@ class FieldprintConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc
             self._report.installed[order.index, self._rank] = installed.root
         for index in orders.rewrite:
             self.residency.install(self._installed[index])
-        self.table.own(orders.step, orders.owners)
+        self.table.own(orders.step, orders.owners, orders.alone)
         self._applied = orders.step
 
     @property
@@ -246,6 +272,9 @@ class FieldprintConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc
             spans = [self._installed[index].span(self.residency.size) for index in pinned]
             asked = self.residency.damaged([*spans, *(orders.check or ())])
             self._checking.append((orders, pinned, asked))
+        if orders.scrub and self._sums is not None and self._sums.sums:
+            values = torch.stack(list(self._sums.sums.values()))
+            self._summing.append((dict(self._sums.queries), self.residency.copied(values)))
 
     def build_connector_worker_meta(self) -> StepReport | None:
         """What is there of the answers to this step's orders, and to earlier ones'."""
@@ -262,6 +291,10 @@ class FieldprintConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc
             )
             if orders.check is not None:
                 self._report.checked[orders.step, rank] = found[len(pinned) :]
+        while self._summing and self._summing[0][1].ready():
+            queries, sums = self._summing.popleft()
+            for (index, count), values in zip(queries.items(), sums.result(), strict=True):
+                self._report.mass[index, rank] = (count, values)
         report, self._report = self._report, StepReport()
         return report
 

@@ -79,6 +79,7 @@ class Ledger:
         receipts: where they are written.
         interval: generated tokens after which a request's pages are committed.
         log_timeout: seconds that an append may take.
+        attention: what leaves say of the operator.
     """
 
     def __init__(
@@ -93,7 +94,9 @@ class Ledger:
         decode: Decode,
         receipts: ReceiptFolder,
         log_timeout: float,
+        attention: dict[str, str | int | bool | None],
     ) -> None:
+        self._attention = attention
         self.size, self.model, self.ranks = block_size, model, ranks
         self._interval = interval
         self.bound: Digests = np.zeros((num_blocks * block_size, 32), dtype=np.uint8)
@@ -124,7 +127,7 @@ class Ledger:
             anchor=anchor.digest,
             fieldprint=anchor.root,
             sampler=sampler,
-            attention={"g": "0.0", "num_sinks": 0, "operator": "floor", "window": None},
+            attention=self._attention,
         )
         self._keys += 1
         row = Row(self._keys, request, anchor, terms)

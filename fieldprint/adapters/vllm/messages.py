@@ -8,6 +8,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadat
 
 Slots = NDArray[np.int64]
 Digests = NDArray[np.uint8]
+Sums = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class StepOrders(KVConnectorMetadata):  # type: ignore[misc]
     """From the scheduler to each worker.
 
     installs: anchors that some worker may not have yet; owners: anchor number by first block of a request, where it has
-    changed. bind: slots that this step writes. check: what must still be what is bound to it, with a number for the answer.
+    changed. alone: the anchor of all requests of this step, where they have the same. bind: slots that this step writes. check: what must still be what is bound to it, with a number for the answer.
     rewrite: anchors to be written again from their codes before anything is computed. scrub: whether to look at the pinned blocks.
     in_order: whether blocks under a check may be written to, which must wait for it.
     """
@@ -42,6 +43,7 @@ class StepOrders(KVConnectorMetadata):  # type: ignore[misc]
     computes: bool = False
     installs: tuple[Install, ...] = ()
     owners: dict[int, int] = field(default_factory=dict)
+    alone: int | None = None
     bind: Slots | None = None
     check: tuple[Span, ...] | None = None
     rewrite: tuple[int, ...] = ()
@@ -55,13 +57,15 @@ class StepReport(KVConnectorWorkerMetadata):  # type: ignore[misc]
 
     On a GPU what a step asked for is reported in a later step, so everything goes by the number of the step that asked.
     installed: fieldprint root by (anchor number, rank). digests: [n, 32] by step and rank, of the slots that it bound. checked: by
-    step and rank, by span, block positions that are damaged. pinned: by step and rank, numbers of anchors that are damaged.
+    step and rank, by span, block positions that are damaged. pinned: by step and rank, numbers of anchors that are damaged. mass: by
+    anchor and rank, queries since the start and sums over them, [num_layers, 2 (natural mass, weight), heads of the rank].
     """
 
     installed: dict[tuple[int, int], str] = field(default_factory=dict)
     digests: dict[tuple[int, int], Digests] = field(default_factory=dict)
     checked: dict[tuple[int, int], tuple[tuple[int, ...], ...]] = field(default_factory=dict)
     pinned: dict[tuple[int, int], frozenset[int]] = field(default_factory=dict)
+    mass: dict[tuple[int, int], tuple[int, Sums]] = field(default_factory=dict)
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> "StepReport":
         """The reports of two ranks, or of several, as one.
@@ -76,4 +80,5 @@ class StepReport(KVConnectorWorkerMetadata):  # type: ignore[misc]
             self.digests | other.digests,
             self.checked | other.checked,
             self.pinned | other.pinned,
+            self.mass | other.mass,
         )

@@ -255,6 +255,11 @@ class Residency:
     def _differ(self, slots: Tensor) -> Tensor:
         return (self.slot_digests(slots) != self.bound[slots]).any(1)
 
+    def copied(self, values: Tensor) -> Asked[NDArray[np.float32]]:
+        """What these float32 values are now, on the host."""
+        snapshot = values.clone()
+        return self._ask(lambda: snapshot.view(torch.uint8), lambda found: found.view(np.float32).copy())
+
     # Anchors
 
     def install(self, anchor: Installed) -> None:

@@ -3,7 +3,8 @@
 {"anchors": {"main": {"artifact": "anchor.json", "fieldprint": "anchor.fieldprint"}}, "default": "main",
  "policy": "policy.toml", "model": "SmolLM2", "log": "log", "log_key": "keys/log.key", "receipts": "receipts",
  "database": null, "orders": null, "control": null, "admin_token": null, "last_signed": null, "engine": "engine",
- "scrub_interval": 8, "provisional_cap": 64}
+ "scrub_interval": 8, "provisional_cap": 64, "kernel": "vllm", "operator": "floor", "g": 0.0, "window": null, "num_sinks": 0,
+ "mass": false}
 """
 
 from collections.abc import Mapping
@@ -11,6 +12,42 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fieldprint.errors import FormatError
+from fieldprint.generate.request import AttentionSettings
+
+VLLM, FIELDPRINT = "vllm", "fieldprint"
+KERNELS = (VLLM, FIELDPRINT)
+NUMBERS: dict[str, type | tuple[type, ...]] = {
+    "scrub_interval": int,
+    "provisional_cap": int,
+    "log_timeout": (int, float),
+    "g": (int, float),
+    "window": int,
+    "num_sinks": int,
+}
+
+
+def kernel_for(
+    asked: str | None, *, operator: str, g: float, window: int | None, num_sinks: int, mass: bool
+) -> str:
+    """The kernel that was asked for, or else the one that these settings need.
+
+    Raises:
+        FormatError: a setting is out of its range, or the kernel that was asked for cannot do it.
+    """
+    try:
+        attention = AttentionSettings(operator, g, window, num_sinks)
+    except ValueError as error:
+        raise FormatError(str(error)) from error
+    plain = attention == AttentionSettings() and not mass
+    kernel = asked or (VLLM if plain else FIELDPRINT)
+    if kernel not in KERNELS:
+        raise FormatError(f"kernel must be one of {', '.join(KERNELS)}, not {kernel!r}")
+    if kernel == VLLM and not plain:
+        raise FormatError(
+            "vLLM's kernels can neither floor nor mixture, window or mass",
+            remedy='Set kernel to "fieldprint"',
+        )
+    return kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +67,9 @@ class ServeSettings:
     database, orders: watched for revocations and overrides. control: folder by which a running engine is told of events and
     anchors; None: it is not. admin_token: file of the token that whoever tells it over HTTP must bear. last_signed: file that
     remembers the log's last checkpoint; None: beside the log. engine: its name. scrub_interval: steps between two looks at the
-    pinned blocks. provisional_cap: generated tokens of a request that may be uncommitted. log_timeout: seconds.
+    pinned blocks. provisional_cap: generated tokens of a request that may be uncommitted. log_timeout: seconds. kernel: "vllm" for
+    the engine's own, over anchor and context in one softmax, or "fieldprint", which alone can do something else. operator, g, window,
+    num_sinks: as `AttentionSettings`. mass: whether the anchor's mass is summed.
     """
 
     policy: str
@@ -49,6 +88,12 @@ class ServeSettings:
     scrub_interval: int = 8
     provisional_cap: int = 64
     log_timeout: float = 10.0
+    kernel: str = VLLM
+    operator: str = "floor"
+    g: float = 0.0
+    window: int | None = None
+    num_sinks: int = 0
+    mass: bool = False
 
     def __post_init__(self) -> None:
         if self.default is not None and self.default not in self.anchors:
@@ -57,6 +102,19 @@ class ServeSettings:
             )
         if self.scrub_interval < 1 or self.provisional_cap < 1 or self.log_timeout <= 0:
             raise FormatError("scrub_interval, provisional_cap and log_timeout must be positive")
+        kernel_for(
+            self.kernel,
+            operator=self.operator,
+            g=self.g,
+            window=self.window,
+            num_sinks=self.num_sinks,
+            mass=self.mass,
+        )
+
+    @property
+    def attention(self) -> AttentionSettings:
+        """The operator and what the context may see."""
+        return AttentionSettings(self.operator, float(self.g), self.window, self.num_sinks)
 
     def to_config(self) -> dict[str, Any]:
         """What `from_config` reads."""
@@ -85,10 +143,17 @@ class ServeSettings:
                 raise FormatError("anchors must map names to an artifact and a fieldprint")
             anchors[name] = AnchorFiles(str(files["artifact"]), str(files["fieldprint"]))
         rest = {name: value for name, value in config.items() if name != "anchors"}
-        for name, kind in (("scrub_interval", int), ("provisional_cap", int), ("log_timeout", (int, float))):
+        for name, kind in NUMBERS.items():
+            if name == "window" and rest.get(name) is None:
+                continue
             if name in rest and (not isinstance(rest[name], kind) or isinstance(rest[name], bool)):
                 raise FormatError(f"{name} must be a number, not {rest[name]!r}")
         for name in ("default", "database", "orders", "control", "admin_token", "last_signed"):
             if rest.get(name) is not None and not isinstance(rest[name], str):
                 raise FormatError(f"{name} must be a text or null, not {rest[name]!r}")
+        for name, kind in (("operator", str), ("kernel", str), ("mass", bool)):
+            if name in rest and not isinstance(rest[name], kind):
+                raise FormatError(
+                    f"{name} must be {'true or false' if kind is bool else 'a text'}, not {rest[name]!r}"
+                )
         return cls(anchors=anchors, **rest)

@@ -12,6 +12,7 @@ from fieldprint.adapters.model_folder import model_digest
 from fieldprint.adapters.vllm.anchors import ServedAnchor, ServedAnchors, read_file
 from fieldprint.adapters.vllm.control import ControlFolder, LiveRegistry
 from fieldprint.adapters.vllm.ledger import Ledger
+from fieldprint.adapters.vllm.mass import AnchorMass
 from fieldprint.adapters.vllm.messages import StepOrders, StepReport
 from fieldprint.adapters.vllm.metrics import ANCHORS, new_counters
 from fieldprint.adapters.vllm.receipts import ReceiptFolder
@@ -53,6 +54,7 @@ class Supervisor:
         self, settings: ServeSettings, *, block_size: int, num_blocks: int, longest: int, ranks: int
     ) -> None:
         self.settings, self._size, self._ranks = settings, block_size, ranks
+        self.mass = AnchorMass(ranks)
         self._longest = longest
         if settings.provisional_cap < 2 * block_size:
             raise CompatibilityError(
@@ -88,6 +90,7 @@ class Supervisor:
                 decode=_decoder(settings.model),
                 receipts=ReceiptFolder(Path(settings.receipts), log.source, policy.log_key),
                 log_timeout=settings.log_timeout,
+                attention=settings.attention.terms(),
             )
             stack.callback(self.ledger.close)
             self._model, self._log = model, log
@@ -174,6 +177,7 @@ class Supervisor:
                 "root": anchor.root,
                 "tokens": anchor.tokens,
                 "ready": anchor.ready,
+                "mass": self.mass.of(anchor.index),
                 "ruling": None if anchor.ruling is None else asdict(anchor.ruling),
             }
             for anchor in tuple(self.anchors.all[1:])
@@ -184,6 +188,7 @@ class Supervisor:
         """The orders that go with vLLM's plan of a step."""
         self._step += 1
         scheduled, owners = [], {}
+        present: set[int] = set()
         for request_id, count in output.num_scheduled_tokens.items():
             row = self.ledger.rows.get(request_id)
             if row is None:
@@ -193,6 +198,7 @@ class Supervisor:
             blocks = self._blocks_of(row)
             if self._owners[blocks[0]] != row.anchor.index:
                 self._owners[blocks[0]] = owners[blocks[0]] = row.anchor.index
+            present.add(row.anchor.index)
             scheduled.append((row, row.request.num_computed_tokens, count, blocks))
         bind, check = self.ledger.plan(self._step, scheduled)
         rewrite, self._rewrite = self._rewrite, ()
@@ -204,6 +210,7 @@ class Supervisor:
                 anchor.install() for anchor in tuple(self.anchors.all) if anchor.blocks and not anchor.ready
             ),
             owners=owners,
+            alone=next(iter(present)) if len(present) == 1 else None,
             bind=bind,
             check=check,
             rewrite=rewrite,
@@ -238,6 +245,7 @@ class Supervisor:
                 )
             anchor.acknowledged |= {rank}
             anchor.ready = len(anchor.acknowledged) == self._ranks
+        self.mass.take(report.mass)
         self.counters[ANCHORS] = sum(anchor.ready for anchor in self.anchors.all[1:])
         for (step, rank), found in report.pinned.items():
             damaged = frozenset(index for index in found if step >= self._written_at.get(index, 0))

@@ -6,10 +6,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import vllm
-from vllm.config import VllmConfig
+from torch import Tensor
+from vllm import envs
+from vllm.config import VllmConfig, get_current_vllm_config
+from vllm.v1.attention.backend import AttentionCGSupport
 from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 
+from fieldprint.adapters.vllm.settings import ServeSettings
 from fieldprint.errors import CompatibilityError
 
 SUPPORTED = ("0.24", "0.32")
@@ -26,6 +30,8 @@ PARENTS = {
     "TRITON_ATTN": ("vllm.v1.attention.backends.triton_attn", "TritonAttentionBackend"),
     "FLASHINFER": ("vllm.v1.attention.backends.flashinfer", "FlashInferBackend"),
 }
+CONNECTOR = "FieldprintConnector"
+NO_GRAPHS = AttentionCGSupport.NEVER
 
 
 def release() -> str:
@@ -107,6 +113,39 @@ def _not_covered(config: VllmConfig) -> list[tuple[bool, str, str]]:
         (bool(model.use_mla), "multi-head latent attention", "Serve another model"),
         (not bool(model.disable_cascade_attn), "cascade attention", "Start with --disable-cascade-attn"),
     ]
+
+
+def settings_in(config: Any) -> ServeSettings | None:
+    """The settings of an engine that has our connector; None of another."""
+    transfer = config.kv_transfer_config
+    if (
+        transfer is None
+        or not transfer.kv_connector_module_path
+        or "anchors" not in transfer.kv_connector_extra_config
+    ):
+        return None
+    return ServeSettings.from_config(transfer.kv_connector_extra_config)
+
+
+def config_of_model() -> Any:
+    """The configuration of the engine whose model is being made."""
+    return get_current_vllm_config()
+
+
+def is_batch_invariant() -> bool:
+    """Whether vLLM was told to give a request the same bits whatever else is in the batch."""
+    return bool(envs.VLLM_BATCH_INVARIANT)
+
+
+def host_lengths(common: Any) -> Tensor:
+    """The sequences' lengths on the host: exact, as steps are not scheduled ahead and nothing is drafted."""
+    if common.seq_lens.device.type == "cpu":
+        return common.seq_lens  # type: ignore[no-any-return]
+    for name in ("seq_lens_cpu_upper_bound", "_seq_lens_cpu"):  # the second is 0.24's
+        found: Tensor | None = getattr(common, name, None)
+        if found is not None:
+            return found
+    return common.seq_lens.cpu()  # type: ignore[no-any-return]
 
 
 def longer_by(common: Any, table: Any, lengths: Any, shift: Any, longest: int) -> Any:

@@ -1,9 +1,9 @@
 """A program: one engine of vLLM, with Fieldprint or without, plays prompts; `play.py JOB.json OUT.json`.
 
     {"model": "...", "options": {...}, "prompts": [[1, 2, ...], ...], "max_tokens": 24, "rounds": 2, "settings": {...} or null,
-     "connector": ["ExactConnector", "tests.adapters.vllm.exact"]}
+     "connector": ["ExactConnector", "tests.adapters.vllm.exact"], "anchors": ["main", ...]}
 
-Rounds play the same prompts again, so that the second finds the first's blocks in the prefix cache.
+Anchors are the prompts', by name; without them all have the engine's default. Rounds play the same prompts again, so that the second finds the first's blocks in the prefix cache.
 """
 
 import json
@@ -40,14 +40,23 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
         before(request, *args, **kwargs)
 
     scheduler._preempt_request = preempt
-    parameters = SamplingParams(temperature=0, max_tokens=job["max_tokens"], ignore_eos=True)
+    parameters = [
+        SamplingParams(
+            temperature=0,
+            max_tokens=job["max_tokens"],
+            ignore_eos=True,
+            extra_args=None if name is None else {"fieldprint_anchor": name},
+        )
+        for name in job.get("anchors", [None] * len(job["prompts"]))
+    ]
     prompts = [{"prompt_token_ids": prompt} for prompt in job["prompts"]]
     rounds, cached = [], 0
     for _ in range(job["rounds"]):
         outputs = engine.generate(prompts, parameters, use_tqdm=False)
         rounds.append([list(output.outputs[0].token_ids) for output in outputs])
         cached = sum(output.num_cached_tokens or 0 for output in outputs)
-    return {"tokens": rounds, "preemptions": len(preempted), "cached": cached}
+    state = None if job["settings"] is None else scheduler.supervisor.state()
+    return {"tokens": rounds, "preemptions": len(preempted), "cached": cached, "state": state}
 
 
 if __name__ == "__main__":
