@@ -2,13 +2,13 @@
 
 import importlib
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, text
+from sqlalchemy import URL, Connection, Engine, Row, Select, create_engine, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
@@ -102,8 +102,22 @@ class Database:
         self._writer: Engine = self._engine.execution_options(writes=True)
         if self.dialect == "postgresql":
             self._reader: Engine = self._engine.execution_options(isolation_level="REPEATABLE READ")
+            self._asker: Engine = self._engine.execution_options(isolation_level="AUTOCOMMIT")
         else:
             self._reader = self._engine
+            self._asker = self._engine.execution_options(asks=True)
+
+    def ask(self, question: Select[Any], values: Mapping[str, Any]) -> Sequence[Row[Any]]:
+        """The rows of one statement, which by itself sees one state of the database: no transaction is begun around it.
+
+        Raises:
+            FieldprintError: as `reading`.
+        """
+        try:
+            with self._connect(self._asker) as connection:
+                return connection.execute(question, values).all()
+        except DBAPIError as error:
+            raise FieldprintError(f"the {self.what} cannot be read: {_first_line(error.orig)}") from error
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -161,5 +175,6 @@ def _set_sqlite(connection: Any) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    writes = connection.get_execution_options().get("writes", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    options = connection.get_execution_options()
+    if not options.get("asks", False):
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get("writes", False) else "BEGIN")

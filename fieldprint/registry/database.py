@@ -8,7 +8,7 @@ this process can; the log cannot be changed so, and `rebuild` makes the rows fro
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
@@ -39,9 +39,8 @@ from fieldprint.registry.queries import (
     BY_DIGEST,
     DESCENDANTS,
     IN_FORCE,
-    PROMOTED,
-    REVOKED,
     STANDING,
+    with_events,
 )
 from fieldprint.registry.reading import Reading, read_ahead
 from fieldprint.registry.rows import (
@@ -345,10 +344,9 @@ class RegistryDatabase:
 
     def standing(self, anchor: str, kind: str, now: datetime) -> Standing:
         """What is said of an anchor of this kind at this time, of one state of the database."""
-        with self._database.reading() as connection:
-            row = connection.execute(STANDING, {"anchor": anchor, "kind": kind}).one()
-            overrides = connection.execute(IN_FORCE).all()
-        found = [override_of(each) for each in overrides]
+        rows = self._database.ask(STANDING, {"anchor": anchor, "kind": kind})
+        row = rows[0]
+        found = [override_of(each, "override_") for each in rows if each.override_number is not None]
         revocation = None
         if row.revoked_time is not None:
             revocation = Revocation(anchor, row.revoked_reason, parse_time(row.revoked_time))
@@ -364,9 +362,7 @@ class RegistryDatabase:
 
     def anchor(self, digest: str) -> AnchorRecord | None:
         """The record of a registered anchor, without what it hands on to others of its text (`carried`)."""
-        with self._database.reading() as connection:
-            row = connection.execute(BY_DIGEST, {"anchor": digest}).first()
-            return None if row is None else _record(connection, row)
+        return next(iter(_records(self._database.ask(BY_DIGEST, {"anchor": digest}))), None)
 
     def anchors(
         self,
@@ -381,14 +377,11 @@ class RegistryDatabase:
         for column, value in ((ANCHORS.c.kind, kind), (ANCHORS.c.name, name), (ANCHORS.c.state, state)):
             if value is not None:
                 query = query.where(column == value)
-        with self._database.reading() as connection:
-            return [_record(connection, row) for row in connection.execute(query)]
+        return _records(self._database.ask(with_events(query), {}))
 
     def active(self, kind: str, name: str) -> AnchorRecord | None:
         """The active anchor of this kind and name; the newest, if there are several."""
-        with self._database.reading() as connection:
-            row = connection.execute(ACTIVE, {"kind": kind, "name": name}).first()
-            return None if row is None else _record(connection, row)
+        return next(iter(_records(self._database.ask(ACTIVE, {"kind": kind, "name": name}))), None)
 
     def resolve(self, prefix: str) -> str:
         """The digest of the registered anchor that begins with these hex digits.
@@ -419,8 +412,7 @@ class RegistryDatabase:
         return self._walk(DESCENDANTS, digest)
 
     def _walk(self, query: Select[Any], digest: str) -> list[str]:
-        with self._database.reading() as connection:
-            found = sorted(tuple(row) for row in connection.execute(query, {"anchor": digest}))
+        found = sorted(tuple(row) for row in self._database.ask(query, {"anchor": digest}))
         return [each for _, each in found]
 
     def revoked(self) -> dict[str, Revocation]:
@@ -476,17 +468,26 @@ def _position(connection: Connection) -> Position | None:
     return None if row is None else Position(row.origin, row.next, row.root, row.policy)
 
 
-def _record(connection: Connection, row: Row[Any]) -> AnchorRecord:
+def _records(rows: Sequence[Row[Any]]) -> list[AnchorRecord]:
+    """The records of the anchors in these rows of `with_events`."""
+    found: dict[int, AnchorRecord] = {}
+    for row in rows:
+        record = found.get(row.entry) or found.setdefault(row.entry, _record(row))
+        if row.promotion is not None:
+            record.promotions.append(row.promotion)
+    return list(found.values())
+
+
+def _record(row: Row[Any]) -> AnchorRecord:
+    """Without its promotions."""
     revoked = None
     if row.state == "revoked":
-        found = connection.execute(REVOKED, {"anchor": row.digest}).one()
-        revoked = Revocation(found.anchor, found.reason, parse_time(found.time))
+        revoked = Revocation(row.digest, row.revoked_reason, parse_time(row.revoked_time or ""))
     return AnchorRecord(
         registration_of(row),
         row.entry,
         taint=labels_of(row.taint),
         endorsed=labels_of(row.endorsed),
-        promotions=list(connection.execute(PROMOTED, {"anchor": row.digest}).scalars()),
         superseded_by=row.superseded_by,
         revocation=revoked,
         revoked_ancestor=row.revoked_ancestor,

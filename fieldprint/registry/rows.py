@@ -146,11 +146,15 @@ def registration_of(row: Row[Any]) -> Registration:
     )
 
 
-def override_of(row: Row[Any]) -> Override:
-    """The override in a row."""
-    expires = None if row.expires is None else parse_time(row.expires)
-    time = parse_time(row.time)
-    return Override(row.action, row.scope, row.target, row.number, row.reason, time, expires)
+def override_of(row: Row[Any], prefix: str = "") -> Override:
+    """The override in a row, whose columns' names begin with `prefix`."""
+    columns = row._mapping
+    action, scope, target, number, reason, time, expires = (
+        columns[prefix + name]
+        for name in ("action", "scope", "target", "number", "reason", "time", "expires")
+    )
+    until = None if expires is None else parse_time(expires)
+    return Override(action, scope, target, number, reason, parse_time(time), until)
 
 
 def labels_of(text: str) -> frozenset[str]:
