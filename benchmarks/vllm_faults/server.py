@@ -1,29 +1,21 @@
 """The real `fieldprint serve` as a process of its own, and what asks and disturbs it."""
 
 import json
-import os
 import re
-import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
-import openai
 
-from benchmarks.record import ROOT
 from benchmarks.vllm_faults.plugin import VARIABLE
 from fieldprint.adapters.vllm.control import write_whole
-from tests.adapters.vllm.world import ENVIRONMENT, World
+from tests.adapters.vllm.serving import TOKEN, Serving, serving
+from tests.adapters.vllm.world import World
 
-TOKEN = "the-token-of-the-campaign"  # noqa: S105
-START, ANSWER = 300.0, 60.0  # seconds, on a busy machine
+ANSWER = 60.0  # seconds, on a busy machine
 REQUESTS = 8
 SECOND = (
     "Your codename is Heron. You live in Lima. Answer in one short sentence. The password of the vault is Topaz, and you "
@@ -31,29 +23,19 @@ SECOND = (
 )
 
 
-class ServerError(Exception):
-    """The server or its plugin has failed; the end of its log is in the message."""
-
-
-@dataclass
 class Server:
-    """A running server.
+    """A running server, with what asks and disturbs it.
 
-    faults: the folder by which its plugin is told. log: what it has printed.
+    Args:
+        served: the process.
+        faults: the folder by which its plugin is told.
     """
 
-    world: World
-    url: str
-    process: subprocess.Popen[bytes]
-    client: openai.OpenAI
-    faults: Path
-    log: Path
-    asked: int = 0
-
-    @property
-    def model(self) -> str:
-        """The name by which clients know it."""
-        return self.world.model_folder.name
+    def __init__(self, served: Serving, faults: Path) -> None:
+        self.served, self.faults = served, faults
+        self.world, self.url, self.client, self.model = served.world, served.url, served.client, served.model
+        self.failed = served.failed
+        self._asked = 0
 
     def strike(self, kind: str, seed: int) -> str | None:
         """What a fault of this kind has struck, or None.
@@ -61,12 +43,12 @@ class Server:
         Raises:
             ServerError: the plugin does not answer, or has failed.
         """
-        self.asked += 1
-        path = self.faults / f"{self.asked:06}.ask"
+        self._asked += 1
+        path = self.faults / f"{self._asked:06}.ask"
         write_whole(path, {"kind": kind, "seed": seed})
         done, end = path.with_suffix(".done"), time.monotonic() + ANSWER
         while not done.exists():
-            if time.monotonic() > end or self.process.poll() is not None:
+            if time.monotonic() > end or self.served.process.poll() is not None:
                 raise self.failed(f"the plugin has not answered: {kind}")
             time.sleep(0.005)
         answer = json.loads(done.read_bytes())
@@ -74,10 +56,6 @@ class Server:
             raise self.failed(answer["error"])
         what: str | None = answer["what"]
         return what
-
-    def failed(self, what: str) -> ServerError:
-        """An error with the end of the server's log."""
-        return ServerError(f"{what}\n{self.log.read_text()[-4000:]}")
 
     def metrics(self) -> dict[str, float]:
         """Fieldprint's metrics by their short names."""
@@ -114,34 +92,14 @@ def running_server(folder: Path) -> Iterator[Server]:
     world = _made_world(folder)
     faults = folder / "faults"
     faults.mkdir()
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [
-        sys.executable, "-W", "ignore", "-m", "fieldprint.cli", "serve", str(world.model_folder),
-        "--policy", "policy.toml", "--log", "log", "--log-key", "log.key", "--admin-token-file", "token",
-        "--anchor", "main.json", "--anchor", "second=second.json", "--default", "none",
-        "--fieldprint", "main.fieldprint", "--fieldprint", "second=second.fieldprint", "--control", "control",
-        "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-model-len", "1024",
-        "--max-num-seqs", str(REQUESTS), "--enforce-eager",
-    ]  # fmt: skip
-    paths = os.pathsep.join((str(ROOT), str(_entry_point(folder))))
-    environment = os.environ | ENVIRONMENT | {"PYTHONPATH": paths, VARIABLE: str(faults)}
-    environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING")
-    log = folder / "server.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(  # noqa: S603
-            command, cwd=folder, env=environment, stdout=output, stderr=output, start_new_session=True
-        )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=240) as client:
-            server = Server(world, url, process, client, faults, log)
-            _wait_until_well(server)
-            yield server
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    with serving(
+        world,
+        requests=REQUESTS,
+        timeout=240,
+        modules=[_entry_point(folder)],
+        environment={VARIABLE: str(faults)},
+    ) as served:
+        yield Server(served, faults)
 
 
 def _made_world(folder: Path) -> World:
@@ -152,9 +110,6 @@ def _made_world(folder: Path) -> World:
     world = World(folder, load_model(model_folder), model_folder)
     world.sign("main")
     world.sign("second", SECOND)
-    token = folder / "token"
-    token.touch(0o600)
-    token.write_text(TOKEN)
     return world
 
 
@@ -168,14 +123,3 @@ def _entry_point(folder: Path) -> Path:
         "[vllm.general_plugins]\nfieldprint_faults = benchmarks.vllm_faults.plugin:register\n"
     )
     return place
-
-
-def _wait_until_well(server: Server) -> None:
-    end = time.monotonic() + START
-    while time.monotonic() < end and server.process.poll() is None:
-        try:
-            if httpx.get(f"{server.url}/health").status_code == 200:
-                return
-        except httpx.TransportError:
-            time.sleep(0.5)
-    raise server.failed("the server did not start")

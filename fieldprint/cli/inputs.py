@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from fieldprint.cli.options import PASSPHRASE_VARIABLE
-from fieldprint.errors import FieldprintError, FormatError, VerificationError
+from fieldprint.errors import FieldprintError, FormatError
 
 if TYPE_CHECKING:
     from fieldprint.adapters.transformers import LoadedModel
@@ -148,16 +148,9 @@ def open_writer(
     cosign: "Cosign | None" = None,
 ) -> Iterator["LogWriter"]:
     """The log's writer, if the key is the policy's; `cosign` asks witnesses before a checkpoint is published."""
-    from fieldprint.anchor import load_private_key
-    from fieldprint.note import NoteSigner
-    from fieldprint.tlog import LogWriter
+    from fieldprint.registry import open_log
 
-    signer = NoteSigner(policy.log_key.name, load_private_key(log_key))
-    if signer.verifier_key != policy.log_key:
-        raise VerificationError(
-            2, f"{log_key} is not the log key of the policy", remedy="Give the key of that log"
-        )
-    with LogWriter(place, signer, last_signed=last_signed, adopt=adopt, cosign=cosign) as writer:
+    with open_log(place, log_key, policy, last_signed=last_signed, adopt=adopt, cosign=cosign) as writer:
         yield writer
 
 

@@ -5,7 +5,7 @@
 The log holds everything that was appended. `Registry.apply` is the one place where an event is believed or not.
 """
 
-from fieldprint.registry.append import append_event, append_made, believe_event
+from fieldprint.registry.append import append_event, append_made, believe_event, open_log
 from fieldprint.registry.events import (
     EVENT_TYPES,
     MAX_EVENT_SIZE,
@@ -40,6 +40,7 @@ __all__ = [
     "believe_event",
     "check_signers",
     "event_entry",
+    "open_log",
     "prove_not_revoked",
     "read_fields",
     "registration_entry",

@@ -1,12 +1,40 @@
 """Writing an event into a log, only if the registry believes it there."""
 
 from collections.abc import Callable
+from pathlib import Path
 
+from fieldprint.anchor.keys import load_private_key
 from fieldprint.anchor.policy import Policy
+from fieldprint.errors import VerificationError
+from fieldprint.note import NoteSigner
 from fieldprint.registry.events import EventError
 from fieldprint.registry.state import Change, Registry
+from fieldprint.tlog.history import Cosign
 from fieldprint.tlog.reader import LogReader
 from fieldprint.tlog.writer import LogWriter
+
+
+def open_log(
+    place: str,
+    log_key: Path,
+    policy: Policy,
+    *,
+    last_signed: Path | None = None,
+    adopt: bool = False,
+    cosign: Cosign | None = None,
+) -> LogWriter:
+    """The log's writer, if the key is the one that the policy names; other arguments as `LogWriter`'s.
+
+    Raises:
+        VerificationError: it is another key (check 2).
+        FieldprintError: the key or the log cannot be opened.
+    """
+    signer = NoteSigner(policy.log_key.name, load_private_key(log_key))
+    if signer.verifier_key != policy.log_key:
+        raise VerificationError(
+            2, f"{log_key} is not the log key of the policy", remedy="Give the key of that log"
+        )
+    return LogWriter(place, signer, last_signed=last_signed, adopt=adopt, cosign=cosign)
 
 
 def believe_event(registry: Registry, entry: bytes) -> Change:

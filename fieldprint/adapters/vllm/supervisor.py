@@ -19,20 +19,19 @@ from fieldprint.adapters.vllm.receipts import ReceiptFolder
 from fieldprint.adapters.vllm.row import Row
 from fieldprint.adapters.vllm.settings import ServeSettings
 from fieldprint.adapters.vllm.watching import WatchedOnce
-from fieldprint.anchor import Policy, load_private_key
+from fieldprint.anchor import Policy
 from fieldprint.errors import (
     CapacityError,
     CompatibilityError,
     FieldprintError,
     IntegrityError,
-    VerificationError,
 )
-from fieldprint.note import NoteSigner
+from fieldprint.registry.append import open_log
 from fieldprint.registry.events import Promotion
 from fieldprint.registry.gate import Watched
 from fieldprint.registry.orders import OrdersFile, record_orders
 from fieldprint.registry.state import Registry
-from fieldprint.tlog import LogReader, LogWriter
+from fieldprint.tlog import LogReader
 
 
 class Supervisor:
@@ -54,8 +53,7 @@ class Supervisor:
         self, settings: ServeSettings, *, block_size: int, num_blocks: int, longest: int, ranks: int
     ) -> None:
         self.settings, self._size, self._ranks = settings, block_size, ranks
-        self.mass = AnchorMass(ranks)
-        self._longest = longest
+        self._longest, self.mass = longest, AnchorMass(ranks)
         if settings.provisional_cap < 2 * block_size:
             raise CompatibilityError(
                 f"blocks of {block_size} tokens are committed whole, and only {settings.provisional_cap} may be provisional",
@@ -65,7 +63,10 @@ class Supervisor:
         with ExitStack() as stack:
             policy = Policy.from_bytes(read_file(settings.policy))
             model = model_digest(Path(settings.model))
-            log = stack.enter_context(_writer(settings, policy))
+            last_signed = None if settings.last_signed is None else Path(settings.last_signed)
+            log = stack.enter_context(
+                open_log(settings.log, Path(settings.log_key), policy, last_signed=last_signed)
+            )
             orders = None if settings.orders is None else OrdersFile(Path(settings.orders), policy)
             if orders is None:
                 known = Registry.replay(LogReader(log.source, [policy.log_key]).entries(), policy)
@@ -275,16 +276,6 @@ class Supervisor:
     def close(self) -> None:
         """Close the log and the database."""
         self._closing.close()
-
-
-def _writer(settings: ServeSettings, policy: Policy) -> LogWriter:
-    signer = NoteSigner(policy.log_key.name, load_private_key(Path(settings.log_key)))
-    if signer.verifier_key != policy.log_key:
-        raise VerificationError(
-            2, f"{settings.log_key} is not the log key of the policy", remedy="Give the key of that log"
-        )
-    last_signed = None if settings.last_signed is None else Path(settings.last_signed)
-    return LogWriter(settings.log, signer, last_signed=last_signed)
 
 
 def _decoder(model: str) -> Any:

@@ -1,14 +1,8 @@
 """The real server as a process of its own, asked by the ordinary `openai` client."""
 
-import os
 import re
 import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,30 +18,26 @@ from fieldprint.anchor import sign_revocation
 from fieldprint.commit.receipt import Receipt
 from fieldprint.errors import VerificationError
 from fieldprint.verify import verify_receipt
-from tests.adapters.vllm.world import ENVIRONMENT, World
+from tests.adapters.vllm.serving import TOKEN, Serving, serving
+from tests.adapters.vllm.world import World
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[3]
-TOKEN = "a-token-of-the-admin"
 SECOND = "Your codename is Heron. You live in Lima. The password of the vault is Topaz. Always be brief."
 QUESTION = "What is the password of the vault?"
-START = 240.0  # seconds, on a busy machine
 
 
-@dataclass
 class Server:
     """A running server."""
 
-    world: World
-    url: str
-    process: subprocess.Popen[bytes]
-    log: Path
-    client: openai.OpenAI
-
-    @property
-    def model(self) -> str:
-        return self.world.model_folder.name
+    def __init__(self, served: Serving) -> None:
+        self.served, self.world, self.url = served, served.world, served.url
+        self.process, self.log, self.client, self.model = (
+            served.process,
+            served.log,
+            served.client,
+            served.model,
+        )
 
     def chat(self, anchor: str | None, **options: Any) -> Any:
         """The raw response to one question."""
@@ -74,48 +64,8 @@ def server(demo_model: Any, model_folder: Path, tmp_path_factory: pytest.TempPat
     world = World(tmp_path_factory.mktemp("server"), demo_model, model_folder)
     world.sign("main")
     world.sign("second", SECOND)
-    token = world.folder / "token"
-    token.touch(0o600)
-    token.write_text(TOKEN)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [
-        sys.executable, "-W", "ignore", "-m", "fieldprint.cli", "serve", str(model_folder),
-        "--policy", "policy.toml", "--log", "log", "--log-key", "log.key", "--admin-token-file", "token",
-        "--anchor", "main.json", "--anchor", "second=second.json", "--default", "none",
-        "--fieldprint", "main.fieldprint", "--fieldprint", "second=second.fieldprint",
-        "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-model-len", "1024",
-        "--max-num-seqs", "4", "--enforce-eager",
-    ]  # fmt: skip
-    environment = os.environ | ENVIRONMENT | {"PYTHONPATH": str(ROOT), "VLLM_LOGGING_LEVEL": "INFO"}
-    environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING")
-    log = world.folder / "server.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, cwd=world.folder, env=environment, stdout=output, stderr=output, start_new_session=True
-        )
-        url = f"http://127.0.0.1:{port}"
-        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120)
-        try:
-            with client:
-                served = Server(world, url, process, log, client)
-                wait_until_healthy(served)
-                yield served
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def wait_until_healthy(server: Server) -> None:
-    end = time.monotonic() + START
-    while time.monotonic() < end and server.process.poll() is None:
-        try:
-            if httpx.get(f"{server.url}/health").status_code == 200:
-                return
-        except httpx.TransportError:
-            time.sleep(0.5)
-    raise AssertionError(server.log.read_text()[-4000:])
+    with serving(world, requests=4, timeout=120, environment={"VLLM_LOGGING_LEVEL": "INFO"}) as served:
+        yield Server(served)
 
 
 def test_an_answer_has_a_receipt_that_verifies(server: Server) -> None:
