@@ -1,6 +1,7 @@
 """vLLM with Fieldprint beside vLLM without, decoding the same prompts; `python -m benchmarks.vllm_serving --model FOLDER`.
 
-Each engine is a process of its own, and they take turns. Prompts are random tokens whose K/V lie in the prefix cache when
+Each engine is a process of its own, and they take turns; the best of a case counts, since what else runs on a machine only ever adds
+time. Prompts are random tokens whose K/V lie in the prefix cache when
 time is taken, so that it is the decode steps' and, for ours, the wait for the log at the end. Everything is on: an anchor, leaves,
 checks of all that a token depends on, scrubbing, receipts. `--load-format dummy` draws weights, of whatever shape `config.json` has.
 """
@@ -9,7 +10,6 @@ import argparse
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,8 +22,10 @@ from benchmarks.record import ROOT, write_results
 
 GOALS = {"cpu": 0.95, "cuda": 0.97}
 ANCHOR_TOKENS = 128
-ENGINES = {
+FLOOR = "ours, our kernel with a floor of 0.1"
+ENGINES: dict[str, dict[str, Any]] = {
     "ours": {"fieldprint": True},
+    FLOOR: {"fieldprint": True, "terms": {"kernel": "fieldprint", "g": 0.1}},
     "vLLM": {"fieldprint": False},
     "vLLM, synchronous": {"fieldprint": False, "async_scheduling": False},
 }
@@ -57,7 +59,7 @@ def main() -> int:
 
 
 def _row(options: argparse.Namespace, cell: str, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    rate = {name: statistics.median(run[cell] for run in runs) for name, runs in found.items()}
+    rate = {name: max(run[cell] for run in runs) for name, runs in found.items()}
     ratio = rate["ours"] / rate["vLLM"]
     goal = GOALS[options.device]
     print(f"{'yes' if ratio >= goal else 'no '} batch x context {cell}: {rate} x{ratio:.3f} (goal {goal})")  # noqa: T201
@@ -112,7 +114,7 @@ def play(options: argparse.Namespace, engine: dict[str, Any]) -> dict[str, float
         arguments["async_scheduling"] = False
     with tempfile.TemporaryDirectory() as folder:
         if engine["fieldprint"]:
-            arguments |= _fieldprint(options, Path(folder))
+            arguments |= _fieldprint(options, Path(folder), engine.get("terms", {}))
         llm = LLM(**arguments)
         found = {}
         for case in options.cases.split(","):
@@ -133,7 +135,7 @@ def play(options: argparse.Namespace, engine: dict[str, Any]) -> dict[str, float
                 times.append(time.perf_counter() - started)
                 if any(len(answer.outputs[0].token_ids) != options.new for answer in answers):
                     raise RuntimeError("an answer has another length")
-            found[case] = batch * options.new / statistics.median(times)
+            found[case] = batch * options.new / min(times)
         llm.llm_engine.engine_core.shutdown()
     return found
 
@@ -144,8 +146,8 @@ def _tokens(row: int, count: int) -> list[int]:
     return [int(token) for token in np.random.default_rng(row).integers(10, 40_000, count)]
 
 
-def _fieldprint(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Arguments of an engine with keys, a log and an anchor of drawn codes, all made in `folder`."""
+def _fieldprint(options: argparse.Namespace, folder: Path, terms: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of an engine with keys, a log and an anchor of drawn codes, all made in `folder`; `terms` of the attention."""
     import torch
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
@@ -192,6 +194,7 @@ def _fieldprint(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         receipts=str(folder / "receipts"),
         anchors={"main": AnchorFiles(str(folder / "anchor.json"), str(folder / "anchor.fieldprint"))},
         default="main",
+        **terms,
     )
     return {
         "kv_transfer_config": {
@@ -225,7 +228,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--new", type=int, default=128, help="tokens of an answer")
     parser.add_argument("--max-model-len", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=3, help="how often each engine is started")
-    parser.add_argument("--repeats", type=int, default=1, help="batches in each, of which the median counts")
+    parser.add_argument("--repeats", type=int, default=1, help="batches in each")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--play", help=argparse.SUPPRESS)
     return parser.parse_args()
