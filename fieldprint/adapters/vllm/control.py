@@ -60,11 +60,23 @@ class LiveRegistry:
         self._reader = LogReader(log.source, [policy.log_key])
         self._lock = threading.Lock()
         self._changed = False
+        self._deaf: FieldprintError | None = None
+
+    def hears(self, error: FieldprintError | None) -> None:
+        """Whether events can come in: why not, or None. While they cannot, this registry counts as one out of reach."""
+        with self._lock:
+            self._deaf = error
 
     def poll(self) -> bool:
-        """Whether an event came since this was last asked."""
+        """Whether an event came since this was last asked.
+
+        Raises:
+            FieldprintError: none can come in.
+        """
         with self._lock:
             changed, self._changed = self._changed, False
+            if self._deaf is not None and not changed:
+                raise self._deaf
             return changed
 
     def revocation_of(self, anchor: str) -> Revocation | None:
@@ -125,6 +137,7 @@ class ControlFolder:
         state: Callable[[], State],
     ) -> None:
         self._in, self._out, self._state = folder / "in", folder / "out", folder / "state.json"
+        self._folder = folder
         self._registry, self._install, self._tell = registry, install, state
         try:
             for path in (folder, self._in, self._out):
@@ -148,10 +161,18 @@ class ControlFolder:
             try:
                 self._round()
             except OSError as error:  # the next round may find it mended
-                logger.error("the control folder cannot be used: %s", error.strerror)
+                deaf = FieldprintError(
+                    f"the control folder {self._folder} cannot be used: {error.strerror}",
+                    remedy="Mend it; after the grace the engine acts as if every anchor were revoked",
+                )
+                logger.error("%s", deaf)
+                self._registry.hears(deaf)
+            else:
+                self._registry.hears(None)
 
     def _round(self) -> None:
-        for path in sorted(self._in.glob("*.json")):
+        asked = [name for name in sorted(os.listdir(self._in)) if name.endswith(".json")]
+        for path in (self._in / name for name in asked):
             taken = path.with_suffix(".taken")
             try:
                 path.rename(taken)  # whoever asked can no more take it back

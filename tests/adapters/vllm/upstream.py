@@ -20,7 +20,6 @@ INDEX = "https://pypi.org/pypi/vllm/{version}/json"
 FILES = (
     "tests/test_attention_backend_registry.py",
     "tests/kernels/attention/test_attention_selector.py",
-    "tests/kernels/attention/test_cpu_attn.py",
     "tests/v1/attention/test_attention_backends.py",
     "tests/v1/attention/test_attention_backends_selection.py",
     "tests/v1/attention/test_attention_splitting.py",
