@@ -74,10 +74,10 @@ crash-log: $(READY)  ## kill the log's writer at every call and at random; nothi
 faults: $(READY)  ## damage of every kind while the engine runs; FAULTS='--device cuda --faults 20000' on a GPU
 	$(VENV)/bin/python -m benchmarks.faults $(FAULTS)
 
-faults-vllm-upstream: $(VLLM_READY)  ## vLLM's own tests of what the plugin touches, with it and without
+vllm-upstream: $(VLLM_READY)  ## vLLM's own tests of what the plugin touches, with it and without
 	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m tests.adapters.vllm.upstream
 
-vllm: $(VLLM_READY)  ## 200 faults in a running server of vLLM, through its HTTP API; FAULTS='--seed 3 --wave 17' for one wave again
+faults-vllm: $(VLLM_READY)  ## 200 faults in a running server of vLLM, through its HTTP API; FAULTS='--seed 3 --wave 17' for one wave again
 	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m benchmarks.vllm_faults $(FAULTS)
 
 # vLLM's own modules, and torch's, warn when they are imported; ours may not.

@@ -1,7 +1,8 @@
 """vLLM's own tests of the parts that Fieldprint touches, with the plugin loaded and without; `make vllm-upstream`.
 
 The source distribution of the installed version is fetched from the Python package index and its digest compared, and its tests run
-twice. Tests that need a GPU or a model from the hub fail or skip both times. What passes without the plugin must pass with it.
+twice. Tests that need a GPU or a model from the hub fail or skip both times; those that need no more of one than its config, as the
+scheduler's do of opt-125m, find one of that shape. What passes without the plugin must pass with it.
 """
 
 import argparse
@@ -38,6 +39,12 @@ FILES = (
 )
 NEEDED = ("tblib", "pytest-asyncio")  # by vLLM's conftest
 PLUGIN = "from fieldprint.adapters.vllm.plugin import register\n\nregister()\n"
+OPT_125M = {
+    "architectures": ["OPTForCausalLM"], "model_type": "opt", "hidden_size": 768, "ffn_dim": 3072, "num_hidden_layers": 12,
+    "num_attention_heads": 12, "max_position_embeddings": 2048, "vocab_size": 50272, "word_embed_proj_dim": 768,
+    "do_layer_norm_before": True, "activation_function": "relu", "dtype": "float16", "bos_token_id": 2, "eos_token_id": 2,
+    "pad_token_id": 1,
+}  # fmt: skip
 Outcomes = dict[str, str]
 
 
@@ -92,6 +99,13 @@ def fetch(folder: Path) -> Path:
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(site), *NEEDED]
         subprocess.run(command, check=True)
     (folder / "fieldprint_loaded.py").write_text(PLUGIN)
+    model = folder / "hub" / "hub" / "models--facebook--opt-125m"
+    for path, content in (
+        ("refs/main", "0" * 40),
+        (f"snapshots/{'0' * 40}/config.json", json.dumps(OPT_125M)),
+    ):
+        (model / path).parent.mkdir(parents=True, exist_ok=True)
+        (model / path).write_text(content)
     return sources
 
 
@@ -112,6 +126,7 @@ def run(sources: Path, folder: Path, files: list[str], *, plugin: bool) -> Outco
     command += ["-o", "junit_family=xunit1", *(["-p", "fieldprint_loaded"] if plugin else []), *files]
     path = os.pathsep.join([str(folder), str(folder / "site")])
     environment = os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    environment["HF_HOME"] = str(folder / "hub")
     subprocess.run(command, cwd=sources, env=environment, check=False)
     found: Outcomes = {}
     for case in ET.parse(report).iter("testcase"):
