@@ -181,3 +181,60 @@ Proof.
   replace (y - x + (x - IZR (grid D x) * D)) with (y - IZR (grid D x) * D) in A by ring.
   rewrite (Rabs_minus_sym y x) in A. lra.
 Qed.
+
+(* Hints for those values only that noise could carry over a boundary between two codes: is the code the upper one? *)
+Definition sparse_hint (D tau x : R) : option bool :=
+  if Rle_dec (Rabs (x / D - (IZR (Zfloor (x / D)) + / 2))) (tau / D)
+  then Some (grid D x =? Zfloor (x / D) + 1)%Z else None.
+Definition sparse_decode (D : R) (h : option bool) (y : R) : Z :=
+  match h with
+  | None => grid D y
+  | Some upper => (Zfloor (y / D) + if upper then 1 else 0)%Z
+  end.
+
+Theorem sparse_recovery D tau :
+  0 < D -> 0 <= tau ->
+  ((forall x y, Rabs (x - y) <= tau -> sparse_decode D (sparse_hint D tau x) y = grid D x) <-> tau < D / 4).
+Proof.
+  intros HD HT. split.
+  - intros H. apply Rnot_le_lt. intros T.
+    specialize (H ((IZR 0 + 3 / 4) * D) ((IZR 0 + 3 / 4) * D + D / 4)).
+    assert (Q : / 4 <= tau / D).
+    { apply Rmult_le_reg_r with D; [exact HD|]. unfold Rdiv. rewrite Rmult_assoc, Rinv_l; lra. }
+    assert (G : grid D ((IZR 0 + 3 / 4) * D) = 1%Z).
+    { unfold grid. apply Znearest_imp. replace ((IZR 0 + 3 / 4) * D / D - 1) with (- / 4) by (field; lra).
+      rewrite Rabs_Ropp, Rabs_pos_eq; lra. }
+    assert (F : Zfloor ((IZR 0 + 3 / 4) * D / D) = 0%Z).
+    { apply Zfloor_imp. replace ((IZR 0 + 3 / 4) * D / D) with (3 / 4) by (field; lra). simpl. lra. }
+    unfold sparse_hint in H. rewrite F, G in H.
+    destruct (Rle_dec _ _) as [L | L] in H.
+    + simpl in H. replace (((0 + 3 / 4) * D + D / 4) / D) with (IZR 1) in H by (field; lra).
+      rewrite Zfloor_IZR in H. enough (2 = 1)%Z by lia. apply H.
+      replace ((0 + 3 / 4) * D - ((0 + 3 / 4) * D + D / 4)) with (- (D / 4)) by ring.
+      rewrite Rabs_Ropp, Rabs_pos_eq; lra.
+    + apply L. replace ((IZR 0 + 3 / 4) * D / D - (0 + / 2)) with (/ 4) by (field; lra).
+      rewrite Rabs_pos_eq; lra.
+  - intros T x y N. set (t := x / D). set (u := y / D).
+    assert (NT : Rabs (t - u) <= tau / D).
+    { unfold t, u. replace (x / D - y / D) with ((x - y) * / D) by (field; lra).
+      rewrite Rabs_mult, (Rabs_pos_eq (/ D)) by (apply Rlt_le, Rinv_0_lt_compat; exact HD).
+      apply Rmult_le_compat_r; [apply Rlt_le, Rinv_0_lt_compat; exact HD | exact N]. }
+    assert (Q : tau / D < / 4).
+    { apply Rmult_lt_reg_r with D; [exact HD|]. unfold Rdiv. rewrite Rmult_assoc, Rinv_l; lra. }
+    pose proof (Zfloor_lb t) as F1. pose proof (Zfloor_ub t) as F2.
+    unfold sparse_hint, sparse_decode, grid. fold t u. set (f := Zfloor t) in *.
+    apply Rabs_le_inv in NT.
+    destruct (Rle_dec _ _) as [L | L].
+    + apply Rabs_le_inv in L.
+      rewrite (Zfloor_imp f u) by (rewrite plus_IZR; lra).
+      destruct (Znearest_DN_or_UP (fun k => negb (Z.even k)) t) as [E | E]; rewrite E.
+      * fold f. destruct (Z.eqb_spec f (f + 1)); lia.
+      * rewrite (Zceil_imp (f + 1)) by (replace (f + 1 - 1)%Z with f by lia; rewrite plus_IZR; lra).
+        now rewrite Z.eqb_refl.
+    + apply Rnot_le_lt in L.
+      destruct (Rlt_or_le t (IZR f + / 2)) as [B | B].
+      * rewrite Rabs_left in L by lra.
+        transitivity f; [|symmetry]; apply Znearest_imp, Rabs_lt; lra.
+      * rewrite Rabs_pos_eq in L by lra.
+        transitivity (f + 1)%Z; [|symmetry]; apply Znearest_imp, Rabs_lt; rewrite plus_IZR; lra.
+Qed.

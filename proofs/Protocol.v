@@ -680,7 +680,7 @@ Proof.
     right. exists Anchor. split; [now left | discriminate].
 Qed.
 
-(* A token that is right, with no leaf in the log but believed to have one if `l` says so. *)
+(* A token that is right is committed, whatever the log holds then, if it need not be followed. *)
 Lemma right_is_committed (on : rule -> Prop) l :
   (on Log_is_followed -> 1 <= l 0) ->
   exists s hurt, reachable on (small 0) s /\ 1 <= committed s 0 /\ 1 <= told s 0 /\ in_log s = l /\
@@ -692,6 +692,12 @@ Proof.
   destruct (then_committed on (small 0) s seen hurt l H St) as (s' & H' & C & T & G' & _ & St');
     [now intros _ | rewrite G; intros r; apply Nat.le_0_l | exact L |].
   now exists s', hurt.
+Qed.
+
+Theorem tokens_are_committed : exists w s, reachable every w s /\ 1 <= committed s 0 /\ 1 <= told s 0.
+Proof.
+  destruct (right_is_committed every (fun _ => 1)) as (s & _ & H & C & T & _); [reflexivity|].
+  now exists (small 0), s.
 Qed.
 
 Theorem every_rule_is_needed x : exists w s, reachable (without x) w s /\ breaks x w s.

@@ -165,3 +165,26 @@ Proof.
       apply quantized_fits. apply fits_mono with (2 := G). lia.
   - rewrite map_map. apply map_ext. intros x. apply quantize_exact.
 Qed.
+
+(* The rule of channel_exponents picks that exponent, from the largest value alone. *)
+Theorem channel_exponents_right low xs m k :
+  / 2 <= m < 1 -> In (m * pow2 k) (map Rabs xs) -> (forall x, In x xs -> Rabs x <= m * pow2 k) ->
+  channel_exponent low xs (Z.max low (if Rlt_dec m (255 / 2 / 128) then k - 7 else k - 6)%Z).
+Proof.
+  intros M I L. pose proof (frexp_rule_least m k M) as [F N].
+  set (e := if Rlt_dec m (255 / 2 / 128) then (k - 7)%Z else (k - 6)%Z) in *.
+  assert (P : 0 <= m * pow2 k) by (apply Rmult_le_pos; [lra | apply bpow_ge_0]).
+  split; [lia | split].
+  - apply Forall_forall. intros x X. apply (fits_mono _ e); [lia|].
+    rewrite fits_iff in *. rewrite Rabs_pos_eq in F by exact P. specialize (L x X). lra.
+  - intros e' E H. apply (N e'); [lia|]. apply in_map_iff in I as (x & X & I).
+    rewrite Forall_forall in H. specialize (H x I).
+    rewrite fits_iff in *. rewrite <- X at 1. now rewrite Rabs_Rabsolu.
+Qed.
+
+Theorem channel_of_zeros low n : channel_exponent low (repeat 0 n) low.
+Proof.
+  split; [lia | split; [|lia]]. apply Forall_forall. intros x X.
+  apply repeat_spec in X as ->. rewrite fits_iff, Rabs_R0.
+  pose proof (bpow_gt_0 radix2 low). lra.
+Qed.
