@@ -199,8 +199,8 @@ Proof.
       (map (fun t => (scale * dot q (fst t), scale * (dot q (restored es (fst t)) - dot q (fst t)), snd t)) tokens)
       (scale * logit_bound q es) lo hi) as O.
     unfold perturbed, plain in O. rewrite !map_map in O. cbn [fst snd] in O.
-    replace l2 with (map (fun t : list R * R => (scale * dot q (fst t) + scale * (dot q (restored es (fst t)) - dot q (fst t)),
-      snd t)) tokens) by (apply map_ext; intros t; f_equal; ring).
+    replace l2 with (map (fun t : list R * R =>
+      (scale * dot q (fst t) + scale * (dot q (restored es (fst t)) - dot q (fst t)), snd t)) tokens) by (apply map_ext; intros t; f_equal; ring).
     apply O; [destruct tokens; easy|].
     intros u U. apply in_map_iff in U as (t & <- & T). cbn [fst snd]. destruct (H t T) as [L V].
     split; [|exact V]. rewrite Rabs_mult, (Rabs_pos_eq scale) by exact S.

@@ -80,7 +80,7 @@ Definition computing (x : phase) : Prop := match x with Prefill _ | Recovering _
 (* Each can be taken out; the mutants of protocol/check.py that do so are named. Damage_lasts is about the world. *)
 Inductive rule :=
   | Prefix_is_checked  (* PREFIX_UNCHECKED *)
-  | Leaves_are_checked (* COMMIT_UNCHECKED, APPEND_FIRST *)
+  | Leaves_are_checked (* COMMIT_UNCHECKED *)
   | Readers_go_back    (* ONLY_THE_FINDER *)
   | Repairs_are_open   (* SILENT_REPAIR *)
   | Horizon_is_kept    (* BACK_TO_SUBMISSION *)
