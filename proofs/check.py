@@ -150,13 +150,32 @@ def parse(said: str) -> list[list[str]]:
 
 
 def recheck(names: Sequence[str], folder: Path) -> str:
-    """What coqchk, which reads compiled files only, says of the compiled files and all that they use.
+    """What coqchk, which reads compiled files only, says of these and of all that they use.
 
     Raises:
-        ProofError: it refuses one.
+        ProofError: it refuses one, or finds an axiom that is not allowed, or a part of the kernel that was told to look
+            away.
     """
     modules = [f"Fieldprint.{name}" for name in names]
-    return _call(["coqchk", "-silent", "-o", "-Q", ".", "Fieldprint", *modules], folder)
+    said = _call(["coqchk", "-silent", "-o", "-Q", ".", "Fieldprint", *modules], folder).strip()
+    if strange := unusual(said):
+        raise ProofError("coqchk: " + ", ".join(strange))
+    return said
+
+
+def unusual(summary: str) -> list[str]:
+    """What coqchk's summary holds besides the axioms that are allowed; everything, if it is no summary."""
+    if summary.count("<none>") < 3 or "* Axioms:" not in summary:
+        return [summary or "nothing was said"]
+    lines = [line.strip() for line in summary.partition("* Theory:")[2].splitlines()[1:]]
+    return [
+        line
+        for line in lines
+        if line
+        and line != "* Axioms:"
+        and not (line.startswith("* ") and line.endswith("<none>"))
+        and not any(line.endswith(f".{axiom}") for axiom in ALLOWED)
+    ]
 
 
 def _present() -> bool:
@@ -176,4 +195,4 @@ def _call(command: Sequence[str], folder: Path) -> str:
         raise ProofError(f"{command[0]}: {error}") from error
     if done.returncode:
         raise ProofError(f"{' '.join(command[:2])}: {(done.stderr + done.stdout).strip()[:1500]}")
-    return done.stdout
+    return done.stdout + (done.stderr if command[0] == "coqchk" else "")

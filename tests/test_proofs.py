@@ -80,6 +80,18 @@ def test_answers_about_axioms_are_told_apart() -> None:
         parse("Warning\n")
 
 
+def test_what_coqchk_finds_is_read() -> None:
+    axiom, rest = (
+        "Coq.Logic.Classical_Prop.classic",
+        "on guards: <none>\n\n* on types: <none>\n\n* on more: <none>",
+    )
+    summary = f"CONTEXT SUMMARY\n===\n\n* Theory: Set is predicative\n\n* Axioms:\n    {axiom}\n\n* {rest}"
+    assert check.unusual(summary) == []
+    assert check.unusual(summary.replace(axiom, "Fieldprint.Mass.wrong")) == ["Fieldprint.Mass.wrong"]
+    assert check.unusual(summary.replace("guards: <none>", "guards:\n    f"))
+    assert check.unusual("") and check.unusual("all is well")
+
+
 def test_without_coq_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ProofError, match="libcoq-flocq"):
