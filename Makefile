@@ -12,7 +12,7 @@ VLLM_READY := $(VLLM_VENV)/.ready
 SMALL_KERNELS := $(VENV)/bin/python -m pytest -q tests/attention/test_decode.py tests/blake3/test_pages.py \
 	-k 'kernel_equals_naive or repeated or pages_equal'
 
-.PHONY: demo test sanitize lint interop protocol lifecycle fuzz bench bench-audit bench-gpu bench-log bench-memory bench-registry bench-revocation crash-log faults faults-vllm vllm vllm-upstream figures docs clean
+.PHONY: demo test sanitize lint interop protocol proofs lifecycle fuzz bench bench-audit bench-gpu bench-log bench-memory bench-registry bench-revocation crash-log faults faults-vllm vllm vllm-upstream figures docs clean
 
 demo: $(READY)  ## the whole story on a real model, into demo-out/
 	$(VENV)/bin/fieldprint demo
@@ -31,6 +31,9 @@ interop: $(READY)  ## other people's clients verify our log; INTEROP=--allow-mis
 
 protocol: $(READY)  ## Spin proves the model of the verification protocol and refutes its mutants; needs gcc
 	$(VENV)/bin/python -m protocol $(PROTOCOL)
+
+proofs:  ## Coq checks every theorem of proofs/ and says what it rests on; PROOFS=--recheck for coqchk too
+	$(PYTHON) -m proofs $(PROOFS)
 
 lifecycle: $(READY)  ## all operations on anchors in any order, 20,000 steps, and every mutant; LIFECYCLE_STEPS=200000 for more
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -m lifecycle --timeout 600 -n $(JOBS) --dist worksteal tests/lifecycle

@@ -18,6 +18,7 @@ DOCUMENTS = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "CHANGELOG.md",
+    ROOT / "proofs/README.md",
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 

@@ -1,0 +1,1 @@
+"""Theorems in Coq: `python -m proofs` has them checked (proofs/README.md)."""
