@@ -27,7 +27,7 @@ ANCHOR_TOKENS = 128
 FLOOR = "ours, our kernel with a floor of 0.1"
 ENGINES: dict[str, dict[str, Any]] = {
     "ours": {"fieldprint": True},
-    FLOOR: {"fieldprint": True, "terms": {"kernel": "fieldprint", "g": 0.1}},
+    FLOOR: {"fieldprint": True, "terms": {"kernel": "paged", "g": 0.1}},
     "vLLM": {"fieldprint": False},
     "vLLM, synchronous": {"fieldprint": False, "async_scheduling": False},
 }

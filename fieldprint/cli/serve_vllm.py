@@ -64,7 +64,7 @@ def serve(
         str | None,
         typer.Option(
             "--kernel",
-            help="vllm: its own, anchor and context in one softmax. fieldprint: ours, chosen where an option below needs it.",
+            help="vllm: its own, anchor and context in one softmax. paged: ours, chosen where an option below needs it.",
         ),
     ] = None,
     g: Annotated[

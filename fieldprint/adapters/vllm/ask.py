@@ -3,7 +3,7 @@
     FOLDER/in/ID.json    {"type": "revocation", "signed": "<base64>"}    written whole; the engine takes it away
     FOLDER/out/ID.json   {"index": 41}, {"accepted": "second"}, or {"refused": "<short name>", "what": "..."}    deleted by
                          who has asked
-    FOLDER/state.json    {"anchors": [{"name", "digest", "root", "tokens", "ready", "ruling"}], "default": "main"}
+    FOLDER/state.json    {"anchors": [{"name", "digest", "root", "tokens", "ready", "ruling", "mass"}], "default": "main"}
 
 The engine's scheduler runs in another process than the HTTP server. Whoever may write into the folder may ask; what a
 question may change is for the engine to check, by its signatures.
@@ -22,7 +22,7 @@ from fieldprint.errors import FieldprintError, FormatError
 
 TIMEOUT = 30.0  # seconds
 POLL = 0.02
-MAX_ANSWER = 1 << 20
+MAX_ANSWER = 16 << 20  # the state, with the mass of each anchor in each head
 
 
 class NoAnswerError(FieldprintError):
@@ -42,6 +42,20 @@ class Refused:
 
     name: str
     what: str
+
+
+def check_private(folder: Path) -> None:
+    """Pass with a folder that is its owner's alone.
+
+    Raises:
+        FieldprintError: it is not. OSError: there is none.
+    """
+    status = folder.stat()
+    if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+        raise FieldprintError(
+            f"{folder} is not its owner's alone: whoever writes there may install anchors",
+            remedy=f"Run: chmod 700 {folder}",
+        )
 
 
 class RunningEngine:
@@ -64,7 +78,7 @@ class RunningEngine:
         try:
             for folder in (self.folder, self.folder / "in", self.folder / "out"):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-                self._refuse_others(folder)
+                check_private(folder)
                 for pattern in ("*.json*", "*.taken", "*.part"):
                     for left in folder.glob(pattern):
                         left.unlink()
@@ -73,15 +87,6 @@ class RunningEngine:
                 f"the control folder {self.folder} cannot be used: {error.strerror}",
                 remedy="Give another --control",
             ) from error
-
-    @staticmethod
-    def _refuse_others(folder: Path) -> None:
-        status = folder.stat()
-        if status.st_uid != os.geteuid() or status.st_mode & 0o077:
-            raise FieldprintError(
-                f"{folder} is not its owner's alone: whoever writes there may install anchors",
-                remedy=f"Run: chmod 700 {folder}",
-            )
 
     def state(self) -> dict[str, Any] | None:
         """What the engine says of its anchors; None before it has begun.

@@ -4,7 +4,7 @@ A request's queries are at positions from 0 on, and the anchor's keys were reali
 front and sequences are longer by A; slots, positions and writes stay as they are. Causal masks are aligned at the last
 position, so every query sees all of the anchor.
 
-With `"kernel": "fieldprint"` the same backends, their blocks and their writers' slots stay, and attention is ours (`paged.py`).
+With `"kernel": "paged"` the same backends, their blocks and their writers' slots stay, and attention is ours (`paged.py`).
 """
 
 from functools import cache
@@ -16,7 +16,7 @@ from torch import Tensor
 from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_group
 
 from fieldprint.adapters.vllm.paged import PagedStep, Sizes, parts_of
-from fieldprint.adapters.vllm.settings import FIELDPRINT, ServeSettings
+from fieldprint.adapters.vllm.settings import PAGED, ServeSettings
 from fieldprint.adapters.vllm.versions import (
     BACKENDS,
     NO_GRAPHS,
@@ -28,6 +28,7 @@ from fieldprint.adapters.vllm.versions import (
     settings_in,
 )
 from fieldprint.attention.paged import MAX_ANCHOR_TOKENS
+from fieldprint.errors import CompatibilityError
 
 NO_ANCHOR = 0
 
@@ -51,6 +52,11 @@ class AnchorTable:
         self._alone: int | None = None
         self.step = -1  # whose owners are in the table
         self.built = -1  # for which metadata were built last
+
+    @property
+    def num_blocks(self) -> int:
+        """Of the cache."""
+        return self._of_block.shape[0]
 
     @property
     def longest(self) -> int:
@@ -126,7 +132,7 @@ class AnchorBuilder:
         self._buffers: tuple[Tensor, Tensor] | None = None
         self._paged: PagedSteps | None = None
         settings = settings_in(vllm_config)
-        if settings is not None and settings.kernel == FIELDPRINT:
+        if settings is not None and settings.kernel == PAGED:
             self._paged = PagedSteps(settings, kv_cache_spec, vllm_config)
         elif device.type != "cpu" and vllm_config.kv_transfer_config is not None:
             rows = max(
@@ -154,7 +160,7 @@ class AnchorBuilder:
     def get_cudagraph_support(cls, vllm_config: Any, kv_cache_spec: Any) -> Any:
         """What the parent's builder can; nothing with our kernel, whose parts depend on the step: vLLM then captures around it."""
         settings = settings_in(vllm_config)
-        if settings is not None and settings.kernel == FIELDPRINT:
+        if settings is not None and settings.kernel == PAGED:
             return NO_GRAPHS
         return super().get_cudagraph_support(vllm_config, kv_cache_spec)  # type: ignore[misc]
 
@@ -187,13 +193,21 @@ class PagedSteps:
     def __init__(self, settings: ServeSettings, spec: Any, config: Any) -> None:
         self._settings, self._spec = settings.attention, spec
         self._heads = config.model_config.get_num_attention_heads(config.parallel_config)
-        self._cache_config = config.cache_config
+        self._longest = config.model_config.max_model_len
 
     def step(self, common: Any, table: AnchorTable | None) -> PagedStep:
-        """The metadata of one step."""
+        """The metadata of one step; without a table, of a step that vLLM only measures, which attends to nothing.
+
+        Raises:
+            CompatibilityError: the step's queries do not see what is before them, and nothing else.
+        """
+        if common.causal is not True:
+            raise CompatibilityError("Fieldprint's kernel attends causally only")
+        if table is None:
+            return PagedStep(common.num_actual_tokens, ())
         spec, rows = self._spec, common.num_reqs
         sizes = Sizes(
-            self._cache_config.num_gpu_blocks,
+            table.num_blocks,
             spec.block_size,
             self._heads,
             spec.num_kv_heads,
@@ -202,10 +216,9 @@ class PagedSteps:
         )
         blocks = common.block_table_tensor
         counts = host_lengths(common)[:rows].tolist()
-        owners = [NO_ANCHOR] * rows if table is None else table.owners_of(blocks, rows)
         parts = parts_of(
-            owners,
-            [()] if table is None else table.on_host,
+            table.owners_of(blocks, rows),
+            table.on_host,
             blocks[:rows],
             common.seq_lens[:rows],
             counts,
@@ -214,6 +227,7 @@ class PagedSteps:
             self._settings,
             decode_kernel=blocks.device.type != "cpu",
             batch_invariant=is_batch_invariant(),
+            max_length=self._longest,
         )
         return PagedStep(common.num_actual_tokens, parts)
 
@@ -235,8 +249,13 @@ def _backend(name: str) -> type:
 
     def impl() -> type:
         settings = settings_in(config_of_model())
-        if settings is None or settings.kernel != FIELDPRINT:
+        if settings is None or settings.kernel != PAGED:
             return parent.get_impl_cls()  # type: ignore[no-any-return]
+        if name == "FLASHINFER":
+            raise CompatibilityError(
+                "FlashInfer's metadata need its own layers, and Fieldprint's kernel has others",
+                remedy="Start with --attention-backend FLASH_ATTN or TRITON_ATTN",
+            )
         from fieldprint.adapters.vllm.impl import PagedImpl
 
         return PagedImpl

@@ -21,7 +21,7 @@ from fieldprint.adapters.vllm.messages import Digests, StepOrders, StepReport, S
 from fieldprint.adapters.vllm.metrics import FieldprintMetrics, FieldprintStats, new_counters
 from fieldprint.adapters.vllm.paged import MassSums
 from fieldprint.adapters.vllm.residency import Asked, Installed, Residency, digests_of
-from fieldprint.adapters.vllm.settings import FIELDPRINT, ServeSettings
+from fieldprint.adapters.vllm.settings import PAGED, ServeSettings
 from fieldprint.adapters.vllm.supervisor import Supervisor
 from fieldprint.adapters.vllm.versions import check_engine
 from fieldprint.errors import CompatibilityError, IntegrityError
@@ -159,13 +159,18 @@ class FieldprintConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc
         """
         from fieldprint.adapters.vllm.impl import PagedImpl
 
-        ours = self.settings.kernel == FIELDPRINT
+        ours = self.settings.kernel == PAGED
         for number, layer in enumerate(self._layers):
             if isinstance(layer.impl, PagedImpl) != ours:
                 raise CompatibilityError(
                     f"layer {number} attends by {type(layer.impl).__name__}, and the kernel of the settings is "
                     f"{self.settings.kernel}",
                     remedy="Choose another attention backend",
+                )
+            if ours and self._caches[number].dtype != self._config.model_config.dtype:
+                raise CompatibilityError(
+                    f"K/V are in {self._caches[number].dtype}, and Fieldprint's kernel needs the model's {self._config.model_config.dtype}",
+                    remedy="Start with --kv-cache-dtype auto",
                 )
             if ours and self.settings.mass:
                 if self._sums is None:
@@ -272,9 +277,9 @@ class FieldprintConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc
             spans = [self._installed[index].span(self.residency.size) for index in pinned]
             asked = self.residency.damaged([*spans, *(orders.check or ())])
             self._checking.append((orders, pinned, asked))
-        if orders.scrub and self._sums is not None and self._sums.sums:
-            values = torch.stack(list(self._sums.sums.values()))
-            self._summing.append((dict(self._sums.queries), self.residency.copied(values)))
+        taken = self._sums.take() if orders.scrub and self._sums is not None else None
+        if taken is not None:
+            self._summing.append((taken[0], self.residency.copied(taken[1])))
 
     def build_connector_worker_meta(self) -> StepReport | None:
         """What is there of the answers to this step's orders, and to earlier ones'."""
@@ -294,7 +299,10 @@ class FieldprintConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc
         while self._summing and self._summing[0][1].ready():
             queries, sums = self._summing.popleft()
             for (index, count), values in zip(queries.items(), sums.result(), strict=True):
-                self._report.mass[index, rank] = (count, values)
+                before = self._report.mass.get((index, rank))
+                self._report.mass[index, rank] = (
+                    (count, values) if before is None else (before[0] + count, before[1] + values)
+                )
         report, self._report = self._report, StepReport()
         return report
 

@@ -4,7 +4,7 @@
                           {"artifact": "<base64>", "fieldprint": "/path", "name": "second", "type": "install"}
     folder/out/ID.json    {"index": 41}, {"accepted": "second"}, or {"refused": "revoked", "what": "it is revoked already"}
     folder/state.json     {"anchors": [{"digest": "5e..", "name": "main", "ready": true, "root": "9a..", "ruling": null,
-                          "tokens": 64}], "default": "main"}     a ruling has action, reason and why
+                          "tokens": 64, "mass": null}], "default": "main"}     a ruling has action, reason and why
 
 Whoever may write into the folder can ask; what counts is who signed. Events go into the log by the engine's own writer, which
 holds its lock, and are in force at the next step. Files appear whole; an answer is deleted by who asked. A question that is
@@ -14,6 +14,7 @@ still there was not acted on: the engine renames it to `ID.taken` first.
 import base64
 import binascii
 import copy
+import errno
 import json
 import logging
 import os
@@ -23,6 +24,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from fieldprint.adapters.vllm.ask import check_private
 from fieldprint.anchor import Policy
 from fieldprint.anchor.statements import Override, Revocation
 from fieldprint.errors import FieldprintError, FormatError
@@ -125,6 +127,8 @@ class ControlFolder:
         install: takes the name, the signed artifact and the path of a fieldprint; raises FieldprintError where it refuses.
         state: what `state.json` says now.
 
+    Nothing is answered before `start`.
+
     Raises:
         FieldprintError: the folder cannot be made.
     """
@@ -149,28 +153,41 @@ class ControlFolder:
         self._said: State | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._work, name="fieldprint-control", daemon=True)
+
+    def start(self) -> None:
+        """Begin to listen."""
         self._thread.start()
 
     def close(self) -> None:
         """End the thread."""
         self._ended.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def _work(self) -> None:
+        deaf = False
         while not self._ended.wait(INTERVAL):
             try:
                 self._round()
-            except OSError as error:  # the next round may find it mended
-                deaf = FieldprintError(
-                    f"the control folder {self._folder} cannot be used: {error.strerror}",
+            except Exception as error:
+                what = error.strerror if isinstance(error, OSError) else error
+                lost = FieldprintError(
+                    f"the control folder {self._folder} cannot be used: {what}",
                     remedy="Mend it; after the grace the engine acts as if every anchor were revoked",
                 )
-                logger.error("%s", deaf)
-                self._registry.hears(deaf)
+                if not deaf:
+                    logger.error("%s", lost)
+                self._registry.hears(lost)
+                deaf, self._said = True, None  # what lies there then is written anew
             else:
                 self._registry.hears(None)
+                deaf = False
 
     def _round(self) -> None:
+        for folder in (self._folder, self._in, self._out):
+            check_private(folder)
+            if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, f"{folder} may not be written to", str(folder))
         asked = [name for name in sorted(os.listdir(self._in)) if name.endswith(".json")]
         for path in (self._in / name for name in asked):
             taken = path.with_suffix(".taken")
@@ -190,10 +207,8 @@ class ControlFolder:
             return self._do(read_request(path))
         except EventError as error:
             return {"refused": error.why, "what": str(error)}
-        except FieldprintError as error:
+        except Exception as error:
             return {"refused": type(error).__name__, "what": str(error)}
-        except OSError as error:
-            return {"refused": "OSError", "what": str(error)}
 
     def _do(self, asked: State) -> State:
         kind = asked["type"]

@@ -49,7 +49,6 @@ class PagedImpl(AttentionImpl):  # type: ignore[misc]
                 )
         self.num_heads, self.head_size, self.num_kv_heads = num_heads, head_size, num_kv_heads
         self.scale, self.kv_cache_dtype = float(scale), kv_cache_dtype
-        self.num_queries_per_kv = num_heads // num_kv_heads
         self.sliding_window = None
         settings = settings_in(config_of_model())
         if settings is None:
@@ -75,7 +74,7 @@ class PagedImpl(AttentionImpl):  # type: ignore[misc]
         del layer, key, value
         if output_scale is not None or output_block_scale is not None:
             raise CompatibilityError("Fieldprint's kernel does not quantize its output")
-        if attn_metadata is None:  # vLLM measures its memory
+        if attn_metadata is None or not attn_metadata.parts:  # vLLM measures its memory
             return output.zero_()
         if self._g is None:
             (weight,) = self._attention.weights

@@ -23,7 +23,8 @@ from fieldprint.adapters.vllm.row import NO_DIGESTS, NO_POSITIONS, Row
 from fieldprint.commit.committer import CommitJob, CommitResult, Committer, RequestJob, RequestTerms
 from fieldprint.commit.follower import LogFollower
 from fieldprint.commit.leaf import SALT_SIZE, request_digest
-from fieldprint.generate.gate import continued_salt
+from fieldprint.generate.gate import continued_salt, without_anchor
+from fieldprint.generate.request import AttentionSettings
 from fieldprint.note import VerifierKey
 from fieldprint.tlog import LogWriter
 
@@ -79,7 +80,7 @@ class Ledger:
         receipts: where they are written.
         interval: generated tokens after which a request's pages are committed.
         log_timeout: seconds that an append may take.
-        attention: what leaves say of the operator.
+        attention: the operator, which leaves name.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class Ledger:
         decode: Decode,
         receipts: ReceiptFolder,
         log_timeout: float,
-        attention: dict[str, str | int | bool | None],
+        attention: AttentionSettings,
     ) -> None:
         self._attention = attention
         self.size, self.model, self.ranks = block_size, model, ranks
@@ -127,7 +128,7 @@ class Ledger:
             anchor=anchor.digest,
             fieldprint=anchor.root,
             sampler=sampler,
-            attention=self._attention,
+            attention=(self._attention if anchor.index else without_anchor(self._attention)).terms(),
         )
         self._keys += 1
         row = Row(self._keys, request, anchor, terms)
@@ -142,7 +143,8 @@ class Ledger:
 
     def go_on_without(self, row: Row, none: ServedAnchor) -> None:
         """Begin the second chain of a request that had to leave its anchor."""
-        row.go_on_without(none, request_digest(continued_salt(row.terms.salt), row.tokens))
+        request = request_digest(continued_salt(row.terms.salt), row.tokens)
+        row.go_on_without(none, request, without_anchor(self._attention).terms())
         self._writing.pop(row.key, None)
 
     # A step

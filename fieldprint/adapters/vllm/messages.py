@@ -58,7 +58,7 @@ class StepReport(KVConnectorWorkerMetadata):  # type: ignore[misc]
     On a GPU what a step asked for is reported in a later step, so everything goes by the number of the step that asked.
     installed: fieldprint root by (anchor number, rank). digests: [n, 32] by step and rank, of the slots that it bound. checked: by
     step and rank, by span, block positions that are damaged. pinned: by step and rank, numbers of anchors that are damaged. mass: by
-    anchor and rank, queries since the start and sums over them, [num_layers, 2 (natural mass, weight), heads of the rank].
+    anchor and rank, queries since the last report and sums over them, [num_layers, 2 (natural mass, weight), heads of the rank].
     """
 
     installed: dict[tuple[int, int], str] = field(default_factory=dict)

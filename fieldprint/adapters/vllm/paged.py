@@ -39,13 +39,13 @@ class Sizes:
 class Part:
     """Requests of a step under one anchor.
 
-    queries: of the step's, as a slice or as int64 indices. anchor: its number, 0 is none. blocks: where it lies.
+    queries: of the step's, as a slice or as int64 indices. anchor: its number, 0 is none. blocks: where it lies, or None.
     """
 
     queries: slice | Tensor
     plan: "AttentionPlan | DecodePlan"
     anchor: int
-    blocks: tuple[int, ...]
+    blocks: slice | Tensor | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,7 +58,9 @@ class PagedStep:
 
 @dataclass(slots=True)
 class MassSums:
-    """Natural mass and weight of each anchor, summed over queries: what a mean is made of.
+    """Natural mass and weight of each anchor, summed over queries since they were last taken: what a mean is made of.
+
+    Float32 has no room for the sums of weeks, so whoever takes them adds them up.
 
     sums: by anchor, [num_layers, 2 (mass, weight), num_q_heads] float32 on the device. queries: by anchor.
     """
@@ -79,6 +81,14 @@ class MassSums:
         self.sums[anchor][layer, 1] += weight.sum(0)
         if layer == 0:
             self.queries[anchor] += mass.shape[0]
+
+    def take(self) -> tuple[dict[int, int], Tensor] | None:
+        """Queries by anchor and their sums [anchors, num_layers, 2, num_q_heads], which begin anew; None if there are none."""
+        if not self.sums:
+            return None
+        taken = self.queries, torch.stack(list(self.sums.values()))
+        self.sums, self.queries = {}, {}
+        return taken
 
 
 def views(cache: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor]:
@@ -102,12 +112,17 @@ def views(cache: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor]:
     return flat.as_strided(shape, strides), flat.as_strided(shape, strides, flat.storage_offset() + row)
 
 
-def anchor_view(pages: Tensor, blocks: tuple[int, ...]) -> Tensor:
-    """K or V [num_kv_heads, A, head_dim] of an anchor in `blocks`: the pinned memory itself where they lie together."""
-    first, count = blocks[0], len(blocks)
-    together = blocks == tuple(range(first, first + count))
-    chosen = pages[first : first + count] if together else pages[list(blocks)]
-    return chosen.reshape(-1, *pages.shape[2:]).transpose(0, 1)
+def anchor_view(pages: Tensor, blocks: slice | Tensor) -> Tensor:
+    """K or V [num_kv_heads, A, head_dim] of an anchor in `blocks`: the pinned memory itself where these are a slice."""
+    return pages[blocks].reshape(-1, *pages.shape[2:]).transpose(0, 1)
+
+
+def place_of(blocks: tuple[int, ...], device: torch.device) -> slice | Tensor | None:
+    """A slice where the blocks lie together, else their numbers on the device; None of none."""
+    if not blocks:
+        return None
+    first, stop = blocks[0], blocks[0] + len(blocks)
+    return slice(first, stop) if blocks == tuple(range(first, stop)) else torch.tensor(blocks, device=device)
 
 
 def parts_of(
@@ -122,6 +137,7 @@ def parts_of(
     *,
     decode_kernel: bool,
     batch_invariant: bool = False,
+    max_length: int | None = None,
 ) -> tuple[Part, ...]:
     """The parts of a step.
 
@@ -136,6 +152,7 @@ def parts_of(
         settings: window and sinks.
         decode_kernel: whether requests with one new token are parts of their own, for the Triton kernel.
         batch_invariant: whether a request gets the same bits whatever else is in the step.
+        max_length: of a request, which sizes the decode kernel's workspace.
     """
     chosen: dict[tuple[int, bool], list[int]] = {}
     decode_kernel = decode_kernel and _has_decode_kernel(sizes)
@@ -147,12 +164,19 @@ def parts_of(
         Part(
             _queries(rows, starts, table.device),
             _decode_plan(
-                rows, table, lengths, sizes, settings, _num_anchor(anchors[owner], sizes), batch_invariant
+                rows,
+                table,
+                lengths,
+                sizes,
+                settings,
+                len(anchors[owner]) * sizes.block_size,
+                batch_invariant,
+                max_length,
             )
             if decode
             else _plan(rows, table, counts, starts, sizes, settings),
             owner,
-            anchors[owner],
+            place_of(anchors[owner], table.device),
         )
         for (owner, decode), rows in chosen.items()
     )
@@ -162,10 +186,6 @@ def _has_decode_kernel(sizes: Sizes) -> bool:
     from fieldprint.attention.decode import PAGE_SIZES
 
     return sizes.head_dim in DECODE_HEAD_DIMS and sizes.block_size in PAGE_SIZES
-
-
-def _num_anchor(blocks: tuple[int, ...], sizes: Sizes) -> int:
-    return len(blocks) * sizes.block_size
 
 
 def _queries(rows: list[int], starts: Sequence[int], device: torch.device) -> slice | Tensor:
@@ -207,6 +227,7 @@ def _decode_plan(
     settings: AttentionSettings,
     num_anchor: int,
     batch_invariant: bool,
+    max_length: int | None,
 ) -> "DecodePlan":
     from fieldprint.attention.decode import plan_decode
 
@@ -226,6 +247,7 @@ def _decode_plan(
         window=settings.window,
         num_sinks=settings.num_sinks,
         batch_invariant=batch_invariant,
+        max_length=max_length,
     )
 
 
@@ -258,7 +280,7 @@ def attend_parts(
     """
     for part in step.parts:
         anchor = None
-        if part.blocks:
+        if part.blocks is not None:
             anchor = (anchor_view(k_pages, part.blocks), anchor_view(v_pages, part.blocks))
         decode = not isinstance(part.plan, AttentionPlan)
         queries = q[part.queries]

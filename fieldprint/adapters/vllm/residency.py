@@ -256,9 +256,10 @@ class Residency:
         return (self.slot_digests(slots) != self.bound[slots]).any(1)
 
     def copied(self, values: Tensor) -> Asked[NDArray[np.float32]]:
-        """What these float32 values are now, on the host."""
-        snapshot = values.clone()
-        return self._ask(lambda: snapshot.view(torch.uint8), lambda found: found.view(np.float32).copy())
+        """These float32 values on the host; nothing may be written to them afterwards."""
+        if self._stream is not None:
+            values.record_stream(self._stream)  # its memory is not given away before it is copied
+        return self._ask(lambda: values.view(torch.uint8), lambda found: found.view(np.float32).copy())
 
     # Anchors
 

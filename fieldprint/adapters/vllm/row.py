@@ -124,7 +124,9 @@ class Row:
         self.hashed = self.verified = 0
         self.blocks = []
 
-    def go_on_without(self, none: ServedAnchor, request: str) -> None:
+    def go_on_without(
+        self, none: ServedAnchor, request: str, attention: dict[str, str | int | bool | None]
+    ) -> None:
         """Begin the chain of what comes after the anchor was left; `request` is the digest of that."""
         self.parts += 1
         self.anchor, self.ending, self.pages, self.failed = none, None, [], None
@@ -136,5 +138,5 @@ class Row:
             anchor=None,
             fieldprint=None,
             sampler=self.terms.sampler,
-            attention=self.terms.attention,
+            attention=attention,
         )

@@ -14,8 +14,8 @@ from typing import Any
 from fieldprint.errors import FormatError
 from fieldprint.generate.request import AttentionSettings
 
-VLLM, FIELDPRINT = "vllm", "fieldprint"
-KERNELS = (VLLM, FIELDPRINT)
+VLLM, PAGED = "vllm", "paged"
+KERNELS = (VLLM, PAGED)
 NUMBERS: dict[str, type | tuple[type, ...]] = {
     "scrub_interval": int,
     "provisional_cap": int,
@@ -38,14 +38,18 @@ def kernel_for(
         attention = AttentionSettings(operator, g, window, num_sinks)
     except ValueError as error:
         raise FormatError(str(error)) from error
+    if operator == "mixture" and not g:
+        raise FormatError(
+            "a mixture with g = 0 gives the anchor no weight at all", remedy="Give it a g above 0"
+        )
     plain = attention == AttentionSettings() and not mass
-    kernel = asked or (VLLM if plain else FIELDPRINT)
+    kernel = asked or (VLLM if plain else PAGED)
     if kernel not in KERNELS:
         raise FormatError(f"kernel must be one of {', '.join(KERNELS)}, not {kernel!r}")
     if kernel == VLLM and not plain:
         raise FormatError(
             "vLLM's kernels can neither floor nor mixture, window or mass",
-            remedy='Set kernel to "fieldprint"',
+            remedy='Set kernel to "paged"',
         )
     return kernel
 
@@ -68,7 +72,7 @@ class ServeSettings:
     anchors; None: it is not. admin_token: file of the token that whoever tells it over HTTP must bear. last_signed: file that
     remembers the log's last checkpoint; None: beside the log. engine: its name. scrub_interval: steps between two looks at the
     pinned blocks. provisional_cap: generated tokens of a request that may be uncommitted. log_timeout: seconds. kernel: "vllm" for
-    the engine's own, over anchor and context in one softmax, or "fieldprint", which alone can do something else. operator, g, window,
+    the engine's own, over anchor and context in one softmax, or "paged", ours, which alone can do something else. operator, g, window,
     num_sinks: as `AttentionSettings`. mass: whether the anchor's mass is summed.
     """
 

@@ -91,7 +91,7 @@ class Supervisor:
                 decode=_decoder(settings.model),
                 receipts=ReceiptFolder(Path(settings.receipts), log.source, policy.log_key),
                 log_timeout=settings.log_timeout,
-                attention=settings.attention.terms(),
+                attention=settings.attention,
             )
             stack.callback(self.ledger.close)
             self._model, self._log = model, log
@@ -99,9 +99,10 @@ class Supervisor:
                 self._promote(anchor)
             self._new: deque[ServedAnchor] = deque()
             self._pool: Any = None
+            self._control: ControlFolder | None = None
             if settings.control is not None:
-                control = ControlFolder(Path(settings.control), live, self._install, self.state)
-                stack.callback(control.close)
+                self._control = ControlFolder(Path(settings.control), live, self._install, self.state)
+                stack.callback(self._control.close)
             self._closing = stack.pop_all()
         self._owners = np.zeros(num_blocks, dtype=np.int64)
         self._step = 0
@@ -111,7 +112,7 @@ class Supervisor:
         self.counters = new_counters()
 
     def take_blocks(self, pool: Any) -> None:
-        """Take each anchor's blocks out of vLLM's pool, which later anchors' come from too.
+        """Take each anchor's blocks out of vLLM's pool, which later anchors' come from too, and begin to listen.
 
         Raises:
             CompatibilityError, CapacityError: as `_check_size`.
@@ -120,6 +121,8 @@ class Supervisor:
         for anchor in self.anchors.all[1:]:
             self._check_size(anchor)
             self._take_blocks_of(anchor)
+        if self._control is not None:
+            self._control.start()
 
     def take_new_anchors(self) -> None:
         """Take the blocks of anchors that came at run time, once there is room; the next step's orders install them."""

@@ -3,12 +3,13 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import vllm
 from torch import Tensor
 from vllm import envs
-from vllm.config import VllmConfig, get_current_vllm_config
+from vllm.config import VllmConfig, get_current_vllm_config_or_none
 from vllm.v1.attention.backend import AttentionCGSupport
 from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 from vllm.v1.kv_cache_interface import FullAttentionSpec
@@ -30,7 +31,6 @@ PARENTS = {
     "TRITON_ATTN": ("vllm.v1.attention.backends.triton_attn", "TritonAttentionBackend"),
     "FLASHINFER": ("vllm.v1.attention.backends.flashinfer", "FlashInferBackend"),
 }
-CONNECTOR = "FieldprintConnector"
 NO_GRAPHS = AttentionCGSupport.NEVER
 
 
@@ -116,20 +116,21 @@ def _not_covered(config: VllmConfig) -> list[tuple[bool, str, str]]:
 
 
 def settings_in(config: Any) -> ServeSettings | None:
-    """The settings of an engine that has our connector; None of another."""
-    transfer = config.kv_transfer_config
-    if (
-        transfer is None
-        or not transfer.kv_connector_module_path
-        or "anchors" not in transfer.kv_connector_extra_config
-    ):
+    """The settings of an engine that has our connector, or one made of it; None of another, and of no configuration."""
+    transfer = None if config is None else config.kv_transfer_config
+    if transfer is None or not transfer.kv_connector_module_path:
+        return None
+    from fieldprint.adapters.vllm.connector import FieldprintConnector
+
+    found = getattr(import_module(transfer.kv_connector_module_path), transfer.kv_connector or "", None)
+    if not (isinstance(found, type) and issubclass(found, FieldprintConnector)):
         return None
     return ServeSettings.from_config(transfer.kv_connector_extra_config)
 
 
 def config_of_model() -> Any:
-    """The configuration of the engine whose model is being made."""
-    return get_current_vllm_config()
+    """The configuration of the engine whose model is being made; None where none is."""
+    return get_current_vllm_config_or_none()
 
 
 def is_batch_invariant() -> bool:

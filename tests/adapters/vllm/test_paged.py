@@ -14,6 +14,7 @@ from fieldprint.adapters.vllm.paged import (
     anchor_view,
     attend_parts,
     parts_of,
+    place_of,
     views,
 )
 from fieldprint.attention.naive import naive_attention
@@ -86,13 +87,14 @@ def test_a_step_is_what_the_operator_says(step: str, operator: str, decode_kerne
     sums = MassSums(2, Q_HEADS, torch.device("cpu"))
     g = torch.full((Q_HEADS,), settings.weights[0])
     attend_parts(
-        q, k_pages, v_pages, PagedStep(starts[-1], parts), settings, g, scale=0.1, out=out, layer=1, sums=sums
+        q, k_pages, v_pages, PagedStep(starts[-1], parts), settings, g, scale=0.1, out=out, layer=0, sums=sums
     )
     expected_mass = {index: torch.zeros(2, Q_HEADS, dtype=torch.float64) for index in range(len(ANCHORS))}
     for row, (owner, new, length) in enumerate(requests):
         queries = slice(starts[row], starts[row] + new)
         blocks = ANCHORS[owner]
-        anchor = [anchor_view(pages, blocks) if blocks else None for pages in (k_pages, v_pages)]
+        where = place_of(blocks, q.device)
+        anchor = [None if where is None else anchor_view(pages, where) for pages in (k_pages, v_pages)]
         truth, _, mass, weight = naive_attention(
             q[queries],
             k_pages,
@@ -110,17 +112,21 @@ def test_a_step_is_what_the_operator_says(step: str, operator: str, decode_kerne
         )
         torch.testing.assert_close(out[queries].double(), truth, atol=2e-5, rtol=1e-5)
         expected_mass[owner] += torch.stack([mass.sum(0), weight.sum(0)])
-    for index, found in sums.sums.items():
-        torch.testing.assert_close(found[1].double(), expected_mass[index], atol=1e-4, rtol=1e-4)
-        assert not found[0].any()
-    assert sums.sums.keys() == {owner for owner, new, _ in requests if owner and new}
+    queries, found = sums.take() or ({}, None)
+    assert queries == {owner: sum(new for each, new, _ in requests if each == owner) for owner in queries}
+    assert queries.keys() == {owner for owner, new, _ in requests if owner and new}
+    for number, index in enumerate(queries):
+        torch.testing.assert_close(found[number, 0].double(), expected_mass[index], atol=1e-4, rtol=1e-4)
+        assert not found[number, 1].any()
+    assert sums.take() is None
 
 
 def test_the_anchor_is_read_where_it_is_pinned() -> None:
     k_pages, _ = views(cache_of(torch.Generator().manual_seed(1)), SIZES)
-    together = anchor_view(k_pages, (3, 4))
+    together = anchor_view(k_pages, place_of((3, 4), k_pages.device))
     assert together.untyped_storage().data_ptr() == k_pages.untyped_storage().data_ptr()
-    assert torch.equal(anchor_view(k_pages, (9, 7, 8))[:, SIZE : 2 * SIZE], k_pages[7].transpose(0, 1))
+    scattered = anchor_view(k_pages, place_of((9, 7, 8), k_pages.device))
+    assert torch.equal(scattered[:, SIZE : 2 * SIZE], k_pages[7].transpose(0, 1))
 
 
 def test_slots_hold_k_and_then_v() -> None:

@@ -37,7 +37,7 @@ FILES = (
     "tests/v1/core/test_scheduler.py",
     "tests/v1/core/test_single_type_kv_cache_manager.py",
 )
-NEEDED = ("tblib", "pytest-asyncio")  # by vLLM's conftest
+NEEDED = ("tblib==3.2.2", "pytest-asyncio==1.5.0")  # by vLLM's conftest
 PLUGIN = "from fieldprint.adapters.vllm.plugin import register\n\nregister()\n"
 OPT_125M = {
     "architectures": ["OPTForCausalLM"], "model_type": "opt", "hidden_size": 768, "ffn_dim": 3072, "num_hidden_layers": 12,
@@ -124,6 +124,7 @@ def run(sources: Path, folder: Path, files: list[str], *, plugin: bool) -> Outco
         f"--junitxml={report}",
     ]
     command += ["-o", "junit_family=xunit1", *(["-p", "fieldprint_loaded"] if plugin else []), *files]
+    report.unlink(missing_ok=True)  # one of before is no answer
     path = os.pathsep.join([str(folder), str(folder / "site")])
     environment = os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     environment["HF_HOME"] = str(folder / "hub")
