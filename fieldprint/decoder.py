@@ -98,7 +98,7 @@ class LayerWeights:
 class Injection:
     """The anchor as attention sees it: views of pinned pages, and how much weight it gets.
 
-    k, v: [num_layers, num_kv_heads, A, head_dim], rotated for positions 0..A-1.
+    k, v: [num_layers, num_kv_heads, A, head_dim], rotated for positions 0..A-1, or -A..-1 where `before` says so.
     g: [num_q_heads] float32, or None for 0.
     """
 
@@ -106,6 +106,7 @@ class Injection:
     v: Tensor
     g: Tensor | None = None
     operator: str = "floor"
+    before: bool = False
 
     @property
     def num_tokens(self) -> int:

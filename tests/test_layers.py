@@ -18,6 +18,7 @@ LAYERS = (
     ("promote",),
     ("generate",),
     ("pipeline",),
+    ("recompute",),
     ("adapters",),
     ("demo",),
     ("cli", "dashboard"),

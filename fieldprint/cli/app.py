@@ -18,6 +18,7 @@ from fieldprint.cli import (
     override,
     policy,
     proof,
+    recompute,
     registry,
     serve,
     serve_vllm,
@@ -65,6 +66,7 @@ app.add_typer(override.app, name="override")
 app.add_typer(log.app, name="log")
 app.add_typer(registry.app, name="registry")
 app.add_typer(memory.app, name="memory")
+app.add_typer(recompute.app, name="audit")
 anchor.app.command("endorse")(events.anchor_endorse)
 anchor.app.command("supersede")(events.anchor_supersede)
 log.app.command("audit")(audit.log_audit)

@@ -33,7 +33,7 @@ class Passes:
     @property
     def offset(self) -> int:
         """Where a request's own rotary positions begin: behind the anchor's."""
-        return 0 if self.injection is None else self.injection.num_tokens
+        return 0 if self.injection is None or self.injection.before else self.injection.num_tokens
 
     @property
     def anchor_limit(self) -> int:
@@ -70,7 +70,7 @@ class Passes:
             device=device,
         )
         rotary, virtual = torch.tensor(positions) + self.offset, None
-        if self.injection is not None:
+        if self.injection is not None and not self.injection.before:
             clamped = rotary.clamp(max=self.anchor_limit)
             virtual = None if torch.equal(clamped, rotary) else clamped.to(device)
         ids = torch.tensor(tokens, dtype=torch.int64, device=device)
