@@ -86,6 +86,32 @@ def test_the_last_steps_bound_is_reached_and_a_smaller_one_refuted() -> None:
     assert refuted(orbits, lambda case: abs(case[1]) <= abs(orbit(case)[1] - case[1]) / (1 - case[0]))
 
 
+def steep(x: Fraction, rho: Fraction, radius: Fraction) -> Fraction:
+    """A map that contracts within the ball and doubles outside of it."""
+    return rho * x if abs(x) <= radius else 2 * x
+
+
+@for_all(rates, sizes, signs)
+def test_a_ball_as_large_as_the_noise_floor_is_not_left(
+    rho: Fraction, delta: Fraction, disturbances: list[Fraction]
+) -> None:
+    radius = theory.noise_floor(rho, delta)
+    x = radius
+    for n, sign in enumerate(disturbances, 1):
+        x = steep(x, rho, radius) + sign * delta
+        assert abs(x) <= radius
+        assert abs(x) <= theory.distance_bound(n, radius, rho, delta)
+
+
+def test_a_smaller_ball_is_left() -> None:
+    rho, delta = Fraction(1, 2), Fraction(1)
+    radius = theory.noise_floor(rho, delta) * Fraction(99, 100)
+    x = radius
+    for _ in range(12):
+        x = steep(x, rho, radius) + delta
+    assert x > 1000
+
+
 def test_two_maps_that_contract_have_the_fixed_point_where_the_orbits_meet() -> None:
     """Banach: orbits of cos from any two starts in [0, 1] meet, with rho = sin 1."""
     one, other = 0.0, 1.0
@@ -297,6 +323,34 @@ def test_no_step_of_a_chain_moves_distributions_apart(case: Chain) -> None:
     kernel, p, q = case
     apart = fisher_rao(floats(after(p, kernel)), floats(after(q, kernel)))
     assert apart <= fisher_rao(floats(p), floats(q)) + 1e-7
+
+
+@for_all(
+    st.lists(st.floats(min_value=-1, max_value=1), min_size=8, max_size=8),
+    st.sampled_from([0.0, 0.5, 2.0]),
+    examples=50,
+)
+def test_a_window_of_bounded_logits_forgets_its_start(logits: list[float], spread: float) -> None:
+    """Two tokens, a window of two: whatever the logits, two steps share exp(-2 R) of uniform, so they contract."""
+    windows = [(i, j) for i in (0, 1) for j in (0, 1)]
+    kernel = [[0.0] * 4 for _ in windows]
+    for state, (_, last) in enumerate(windows):
+        scores = [spread / 2 * logits[2 * state + token] for token in (0, 1)]
+        for token in (0, 1):
+            share = math.exp(scores[token]) / (math.exp(scores[0]) + math.exp(scores[1]))
+            kernel[state][windows.index((last, token))] += share
+    twice = [[math.fsum(row[i] * kernel[i][j] for i in range(4)) for j in range(4)] for row in kernel]
+    assert min(min(row) for row in twice) >= math.exp(-2 * spread) / 4 - 1e-12
+    assert theory.dobrushin(twice) <= 1 - math.exp(-2 * spread) + 1e-12
+    assert theory.dobrushin(kernel) == 1.0 or spread == 0, "one step alone does not: the last token stays"
+
+
+def test_a_greedy_agent_may_run_in_a_circle() -> None:
+    """Always the other token than the last: probabilities of 0, no contraction, and no limit."""
+    kernel = [[Fraction(0), Fraction(1)], [Fraction(1), Fraction(0)]]
+    assert theory.dobrushin(kernel) == 1
+    p = [Fraction(1), Fraction(0)]
+    assert after(p, kernel) != p and after(after(p, kernel), kernel) == p
 
 
 def test_a_chain_that_is_simulated_forgets_its_start() -> None:

@@ -162,6 +162,12 @@ def test_the_bound_in_float64(anchor: list[float], context: list[float]) -> None
     assert theory.natural_mass(anchor, context) >= bound * (1 - 1e-9)
 
 
+@for_all(pairs)
+def test_the_mass_is_at_most_the_bound_by_the_least_gap(case: tuple[list[Fraction], list[Fraction]]) -> None:
+    anchor, context = case
+    assert mass(anchor, context) <= exact_bound(len(anchor), len(context), min(context) / max(anchor))
+
+
 vectors = st.lists(st.floats(min_value=-4, max_value=4), min_size=3, max_size=3)
 scenes = st.tuples(
     vectors,

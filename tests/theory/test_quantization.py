@@ -288,6 +288,13 @@ def test_both_distances_in_float64(case: list[tuple[float, float]]) -> None:
     assert theory.fisher_rao_bound(eps) <= eps + 1e-15
 
 
+@for_all(changed, st.sampled_from([0.5, 3.0, 30.0]))
+def test_a_soft_cap_does_not_widen_a_change(case: list[tuple[float, float]], cap: float) -> None:
+    for logit, change in case:
+        capped = cap * (math.tanh((logit + change) / cap) - math.tanh(logit / cap))
+        assert abs(capped) <= abs(change) + 1e-12
+
+
 # R13
 
 
