@@ -1,4 +1,4 @@
-"""Distances between distributions over tokens. Source: docs/theory.md R20."""
+"""Distances between distributions over tokens. Source: docs/theory.md R21."""
 
 import math
 from collections.abc import Sequence

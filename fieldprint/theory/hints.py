@@ -1,7 +1,7 @@
 """Getting a code back exactly from a value that is off by noise, with b low bits of the code as a hint.
 
 The prover has x and publishes h = RNE(x / D) mod 2^b; the verifier has y with |x - y| <= tau and takes the integer
-nearest y / D among those congruent to h. Sources: docs/theory.md R14 to R16, proofs/Hints.v.
+nearest y / D among those congruent to h. Sources: docs/theory.md R14 to R17, proofs/Hints.v.
 """
 
 import math
@@ -50,12 +50,25 @@ def bits_needed(step: float | Fraction, tau: float | Fraction) -> int:
     return (math.floor(1 + 2 * Fraction(tau) / Fraction(step))).bit_length()
 
 
+def encode_sparse_hint(x: Number, step: Number, tau: Number) -> bool | None:
+    """Whether x's code is the upper of the two whose boundary noise `tau` could carry it over; None if there is none (R16)."""
+    lower = math.floor(x / step)
+    if abs(x / step - lower - Fraction(1, 2)) > tau / step:
+        return None
+    return code(x, step) == lower + 1
+
+
+def recover_sparse(y: Number, step: Number, hint: bool | None) -> int:
+    """The code of every x within less than a quarter of a step of y whose sparse hint this is (R16)."""
+    return code(y, step) if hint is None else math.floor(y / step) + hint
+
+
 def acceptance_radius(step: Number, bits: int) -> Number:
-    """2^b D / 2: whoever chose the hint, what is recovered lies that near to the verifier's own value (R16)."""
+    """2^b D / 2: whoever chose the hint, what is recovered lies that near to the verifier's own value (R17)."""
     return (1 << bits) * step / 2
 
 
 def residual_bound(step: Number, tau: Number) -> Number:
     """tau + D / 2: the value of an honest code is that near to the verifier's own; checked, it is the radius left to a
-    liar, if less than `acceptance_radius` (R16)."""
+    liar, if less than `acceptance_radius` (R17)."""
     return tau + step / 2

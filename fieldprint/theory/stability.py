@@ -3,29 +3,29 @@
     multiplicative   de = -k e dt + s e dW                 Ito; the noise fades with the error
     additive         dX = -k X dt + s dW in R^d, e = |X|   so de = (-k e + (d - 1) s^2 / (2 e)) dt + s dB, the radial process
 
-Source: docs/theory.md R17 to R19.
+Source: docs/theory.md R18 to R20.
 """
 
 import math
 
 
 def moment_exponent(rate: float, noise: float, power: float = 2.0) -> float:
-    """p (-k + (p - 1) s^2 / 2): the multiplicative error has E|e|^p = |e_0|^p exp(this t) (R17)."""
+    """p (-k + (p - 1) s^2 / 2): the multiplicative error has E|e|^p = |e_0|^p exp(this t) (R18)."""
     return power * (-rate + (power - 1) * noise**2 / 2)
 
 
 def path_exponent(rate: float, noise: float) -> float:
-    """-k - s^2 / 2: ln|e| / t tends to it on almost every path of the multiplicative error (R17)."""
+    """-k - s^2 / 2: ln|e| / t tends to it on almost every path of the multiplicative error (R18)."""
     return -rate - noise**2 / 2
 
 
 def is_mean_square_stable(rate: float, noise: float) -> bool:
-    """Whether E e^2 tends to 0: exactly if k > s^2 / 2 (R17)."""
+    """Whether E e^2 tends to 0: exactly if k > s^2 / 2 (R18)."""
     return moment_exponent(rate, noise) < 0
 
 
 def is_almost_surely_stable(rate: float, noise: float) -> bool:
-    """Whether e tends to 0 on almost every path: exactly if k > -s^2 / 2 (R17).
+    """Whether e tends to 0 on almost every path: exactly if k > -s^2 / 2 (R18).
 
     It may while E|e| grows: for -s^2 / 2 < k < 0.
     """
@@ -33,7 +33,7 @@ def is_almost_surely_stable(rate: float, noise: float) -> bool:
 
 
 def stationary_mean_square(rate: float, noise: float, dimension: int) -> float:
-    """d s^2 / (2 k): what E e^2 of the additive error tends to, from any start (R18).
+    """d s^2 / (2 k): what E e^2 of the additive error tends to, from any start (R19).
 
     Raises:
         ValueError: `rate` is not above 0, where there is no such state.
@@ -44,14 +44,14 @@ def stationary_mean_square(rate: float, noise: float, dimension: int) -> float:
 
 
 def reaches_zero(dimension: int) -> bool:
-    """Whether the additive error, started above zero, is zero at some time: exactly in one dimension (R19)."""
+    """Whether the additive error, started above zero, is zero at some time: exactly in one dimension (R20)."""
     return dimension < 2
 
 
 def hitting_probability(
     low: float, start: float, high: float, *, rate: float, noise: float, dimension: int
 ) -> float:
-    """The probability that the radial process falls to `low` before it rises to `high` (R19).
+    """The probability that the radial process falls to `low` before it rises to `high` (R20).
 
     (S(high) - S(start)) / (S(high) - S(low)), where S is the integral of e^(1-d) exp(k e^2 / s^2), the scale function.
 

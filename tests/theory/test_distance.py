@@ -1,4 +1,4 @@
-"""Distances between distributions over tokens: R20 of docs/theory.md."""
+"""Distances between distributions over tokens: R21 of docs/theory.md."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Getting codes back from noisy values: R14 to R16 of docs/theory.md, in exact rationals."""
+"""Getting codes back from noisy values: R14 to R17 of docs/theory.md, in exact rationals."""
 
 import math
 from collections.abc import Callable
@@ -146,6 +146,65 @@ def test_no_table_of_hints_bears_the_limit_for_one_bit() -> None:
 
 
 # R16
+
+Scheme = tuple[
+    Callable[[Fraction, Fraction, Fraction], bool | None], Callable[[Fraction, Fraction, bool | None], int]
+]
+SPARSE: Scheme = (theory.encode_sparse_hint, theory.recover_sparse)
+taus = st.integers(0, 249).map(lambda n: Fraction(n, 1000))
+sparse_cases = st.tuples(places, steps, taus, shares)
+
+
+def recovers_sparse(
+    case: tuple[Fraction, Fraction, Fraction, Fraction],
+    scheme: Scheme = SPARSE,
+    reach: Fraction = Fraction(1),
+) -> bool:
+    encode, recover = scheme
+    place, step, tau, share = case
+    x, noise = place * step, tau * step
+    return recover(x + share * reach * noise, step, encode(x, step, noise)) == code(x, step)
+
+
+@for_all(sparse_cases, examples=300)
+def test_sparse_hints_bear_less_than_a_quarter_of_a_step(
+    case: tuple[Fraction, Fraction, Fraction, Fraction],
+) -> None:
+    assert recovers_sparse(case)
+
+
+def test_at_a_quarter_of_a_step_a_sparse_hint_fails() -> None:
+    """The example of proofs/Hints.v."""
+    step, tau, x = Fraction(8), Fraction(2), Fraction(6)
+    assert code(x, step) == 1 and theory.encode_sparse_hint(x, step, tau) is True
+    assert theory.recover_sparse(x + tau, step, theory.encode_sparse_hint(x, step, tau)) == 2
+
+
+@pytest.mark.parametrize(
+    ("scheme", "reach"),
+    [
+        (SPARSE, Fraction(2)),
+        ((lambda x, step, tau: None, theory.recover_sparse), Fraction(1)),
+        ((lambda x, step, tau: theory.encode_sparse_hint(x, step, tau / 2), theory.recover_sparse), Fraction(1)),
+        ((theory.encode_sparse_hint, lambda y, step, hint: code(y, step) if hint is None else math.ceil(y / step) + hint), Fraction(1)),
+        ((theory.encode_sparse_hint, lambda y, step, hint: code(y, step) + bool(hint)), Fraction(1)),
+    ],
+    ids=["twice the noise", "no hints", "hints for half the noise", "ceiling", "the bit added to the code"],
+)  # fmt: skip
+def test_other_sparse_schemes_are_refuted(scheme: Scheme, reach: Fraction) -> None:
+    assert refuted(sparse_cases, lambda case: recovers_sparse(case, scheme, reach))
+
+
+@for_all(st.integers(0, 40).map(lambda n: Fraction(n, 200)))
+def test_the_share_of_sparse_hints(tau: Fraction) -> None:
+    """Over an even grid of 1,000 places in a step, up to the grid's own width."""
+    hinted = sum(
+        theory.encode_sparse_hint(Fraction(n, 1000), Fraction(1), tau) is not None for n in range(1000)
+    )
+    assert abs(Fraction(hinted, 1000) - 2 * tau) <= Fraction(1, 1000)
+
+
+# R17
 
 lies = st.tuples(places, steps, bits, st.integers(0, 15))
 

@@ -1,4 +1,4 @@
-"""The error as a diffusion: R17 to R19 of docs/theory.md, against simulations with fixed seeds."""
+"""The error as a diffusion: R18 to R20 of docs/theory.md, against simulations with fixed seeds."""
 
 import math
 
@@ -44,7 +44,7 @@ def is_mean(samples: "np.ndarray", value: float, allowance: float = 0.0) -> bool
     return bool(abs(samples.mean() - value) <= width + allowance)
 
 
-# R17
+# R18
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_small_moments_die_out_with_the_paths(rate: float, noise: float, share: 
         assert theory.moment_exponent(rate, noise, edge * (1 + share)) > 0
 
 
-# R18
+# R19
 
 
 @pytest.mark.parametrize("dimension", [1, 2, 3, 8])
@@ -153,7 +153,7 @@ def test_without_a_pull_there_is_no_stationary_state() -> None:
             theory.stationary_mean_square(rate, 0.5, 3)
 
 
-# R19
+# R20
 
 
 def test_in_one_dimension_zero_is_reached_and_in_more_it_is_not() -> None:
