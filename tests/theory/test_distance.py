@@ -23,7 +23,7 @@ def overlap(p: list[float], q: list[float]) -> float:
 
 @for_all(pairs)
 def test_it_is_twice_the_angle_of_the_roots(case: tuple[list[float], list[float]]) -> None:
-    assert theory.fisher_rao(*case) == pytest.approx(2 * math.acos(min(1.0, overlap(*case))), abs=SLACK)
+    assert theory.fisher_rao(*case) == pytest.approx(2 * math.acos(min(1.0, overlap(*case))), abs=1e-6)
     assert math.cos(theory.fisher_rao(*case) / 2) == pytest.approx(overlap(*case), abs=1e-12)
 
 
