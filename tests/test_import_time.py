@@ -36,6 +36,11 @@ def test_auditors_module_loads_no_tensor_library(module: str) -> None:
     assert loaded_by(f"import fieldprint.{module}") & HEAVY == set()
 
 
+def test_the_theory_loads_the_standard_library_only() -> None:
+    modules = "contraction, distance, hints, mass, quantization, stability"
+    assert loaded_by(f"from fieldprint.theory import {modules}") == {"fieldprint"}
+
+
 def test_public_names_of_the_auditor_load_no_tensor_library() -> None:
     names = (
         "sign_anchor, verify_anchor, verify_receipt, Policy, AnchorArtifact, LogWriter, LogReader, Registry"

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "fieldprint"
 LAYERS = (
     ("errors",),
-    ("blake3", "note", "attention", "quantize", "database"),
+    ("blake3", "note", "attention", "quantize", "database", "theory"),
     ("anchor", "kvcache", "tlog"),
     ("commit", "registry"),
     ("memory",),
