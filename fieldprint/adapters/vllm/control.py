@@ -127,8 +127,6 @@ class ControlFolder:
         install: takes the name, the signed artifact and the path of a fieldprint; raises FieldprintError where it refuses.
         state: what `state.json` says now.
 
-    Nothing is answered before `start`.
-
     Raises:
         FieldprintError: the folder cannot be made.
     """
@@ -153,16 +151,12 @@ class ControlFolder:
         self._said: State | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._work, name="fieldprint-control", daemon=True)
-
-    def start(self) -> None:
-        """Begin to listen."""
         self._thread.start()
 
     def close(self) -> None:
         """End the thread."""
         self._ended.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._thread.join()
 
     def _work(self) -> None:
         deaf = False

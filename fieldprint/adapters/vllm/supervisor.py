@@ -94,15 +94,11 @@ class Supervisor:
                 attention=settings.attention,
             )
             stack.callback(self.ledger.close)
-            self._model, self._log = model, log
+            self._model, self._log, self._live = model, log, live
             for anchor in self.anchors.all[1:]:
                 self._promote(anchor)
             self._new: deque[ServedAnchor] = deque()
             self._pool: Any = None
-            self._control: ControlFolder | None = None
-            if settings.control is not None:
-                self._control = ControlFolder(Path(settings.control), live, self._install, self.state)
-                stack.callback(self._control.close)
             self._closing = stack.pop_all()
         self._owners = np.zeros(num_blocks, dtype=np.int64)
         self._step = 0
@@ -115,14 +111,15 @@ class Supervisor:
         """Take each anchor's blocks out of vLLM's pool, which later anchors' come from too, and begin to listen.
 
         Raises:
-            CompatibilityError, CapacityError: as `_check_size`.
+            CompatibilityError, CapacityError: as `_check_size`. FieldprintError: the control folder cannot be made.
         """
         self._pool = pool
         for anchor in self.anchors.all[1:]:
             self._check_size(anchor)
             self._take_blocks_of(anchor)
-        if self._control is not None:
-            self._control.start()
+        if self.settings.control is not None:
+            control = ControlFolder(Path(self.settings.control), self._live, self._install, self.state)
+            self._closing.callback(control.close)
 
     def take_new_anchors(self) -> None:
         """Take the blocks of anchors that came at run time, once there is room; the next step's orders install them."""

@@ -44,7 +44,6 @@ def registry(tmp_path: Path) -> Iterator[LiveRegistry]:
 @contextmanager
 def listening(folder: Path, registry: LiveRegistry, install: Callable[..., None]) -> Iterator[None]:
     control = ControlFolder(folder, registry, install, lambda: {"anchors": []})
-    control.start()
     try:
         until((folder / "state.json").exists)
         assert not deaf(registry)

@@ -131,7 +131,6 @@ def site(tmp_path: Path) -> Iterator[Site]:
     with LogWriter(tmp_path / "log", NoteSigner(ORIGIN, log_key), create=True) as log:
         registry = Registry.replay(LogReader(tmp_path / "log", [policy.log_key]).entries(), policy)
         engine = ControlFolder(tmp_path / "control", LiveRegistry(log, policy, registry), install, state)
-        engine.start()
         try:
             yield Site(tmp_path, told, owner, log, installed)
         finally:
