@@ -39,7 +39,11 @@ def test_a_code_is_within_half_a_step(case: tuple[Fraction, int]) -> None:
     assert theory.code(x, step_of(exponent)) == theory.code(x / step_of(exponent), Fraction(1))
 
 
-@pytest.mark.parametrize("mutant", [math.floor, math.ceil, math.trunc, lambda r: math.floor(r) + 1], ids=str)
+@pytest.mark.parametrize(
+    "mutant",
+    [math.floor, math.ceil, math.trunc, lambda r: math.floor(r) + 1],
+    ids=["floor", "ceil", "trunc", "next"],
+)
 def test_another_rounding_is_refuted(mutant: Callable[[Fraction], int]) -> None:
     assert refuted(placed, lambda case: is_near(mutant, case))
 
