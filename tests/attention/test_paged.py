@@ -288,7 +288,7 @@ def test_bad_tensors_are_named() -> None:
         ("q must", (q.double(), k, v)),
         ("k_pages must", (q, k.half(), v)),
         ("v_pages must", (q, k, v[:1])),
-        ("contiguous", (q, k.transpose(1, 2).contiguous().transpose(1, 2), v)),
+        ("equally spaced", (q, k.transpose(1, 2).contiguous().transpose(1, 2), v)),
         ("not a multiple", (q[:, :5], k, v)),
         ("plan was made", (torch.cat([q, q]), k, v)),
     ]
