@@ -178,9 +178,10 @@ class FieldprintSite:
             self._in_hand.difference_update(names)
 
     async def asking(self, receive: Receive) -> Receive:
-        """What gives the app a request's body again, once it is seen that it asks for no anchor that is not there.
+        """What gives the app a request's body again, once it is seen that it asks for no anchor that is not there or was ended.
 
-        vLLM would answer with 500, and with no reason. A body that is not understood is for vLLM to refuse.
+        vLLM would answer with 500, and with no reason. A body that is not understood is for vLLM to refuse, and what the engine
+        has not said yet the scheduler refuses.
         """
         messages = [await receive()]
         while messages[-1].get("more_body", False):
@@ -191,6 +192,9 @@ class FieldprintSite:
             if not isinstance(asked, str) or asked not in known:
                 names = ", ".join(sorted(known)) or "none"
                 raise _error(400, f"there is no anchor {str(asked)[:64]!r} here; ask for one of: {names}")
+        ended = await asyncio.to_thread(self._ended, asked)
+        if ended is not None:
+            raise _error(403, ended)
         waiting = iter(messages)
 
         async def again() -> MutableMapping[str, Any]:
@@ -203,6 +207,19 @@ class FieldprintSite:
         state = self._told()
         installed = [] if state is None else state["anchors"]
         return {*self._settings.anchors, *(entry["name"] for entry in installed)}
+
+    def _ended(self, asked: object) -> str | None:
+        """Why the anchor of a request, its own or the default, is not served, in words; None if nobody has said so."""
+        try:
+            state = None if self._control is None else self._control.state()
+        except FieldprintError:
+            return None
+        name = asked if asked is not None or state is None else state.get("default")
+        for entry in [] if state is None else state["anchors"]:
+            ruling = entry.get("ruling")
+            if entry["name"] == name and isinstance(ruling, dict) and ruling.get("action") == "stop":
+                return f"the anchor {name} is not served: {ruling.get('why')}"
+        return None
 
     def _told(self) -> dict[str, Any] | None:
         try:
@@ -260,9 +277,8 @@ class FieldprintSite:
 
     def _health(self) -> _Answer:
         anchors = self._state()["anchors"]
-        return _Answer(
-            200, {"anchors": len(anchors), "in_force": sum(bool(entry["ready"]) for entry in anchors)}
-        )
+        in_force = sum(bool(entry["ready"]) and entry.get("ruling") is None for entry in anchors)
+        return _Answer(200, {"anchors": len(anchors), "in_force": in_force})
 
     async def _asked(self, control: RunningEngine, question: dict[str, object]) -> _Answer:
         try:

@@ -273,6 +273,36 @@ def test_before_the_engine_has_begun_it_is_said(site: Site) -> None:
         assert answer.status_code == 503 and "not said yet" in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(("action", "status"), [("stop", 403), ("bypass", 200), (None, 200)])
+def test_a_request_under_an_anchor_that_was_ended_is_told_so(
+    site: Site, action: str | None, status: int
+) -> None:
+    folder = site.folder / "elsewhere"
+    folder.mkdir()
+    ruling = (
+        None if action is None else {"action": action, "reason": "revoked", "why": "the anchor was revoked"}
+    )
+    anchors = [
+        {"name": "main", "ready": True, "ruling": ruling},
+        {"name": "second", "ready": True, "ruling": None},
+    ]
+    (folder / "state.json").write_text(json.dumps({"anchors": anchors, "default": "main"}))
+    app = site.app(control=str(folder))
+    health = site.ask("GET", "/fieldprint/healthz", app=app).json()
+    assert health == {"anchors": 2, "in_force": 2 if action is None else 1}
+    for body, expected in (
+        (b"{}", status),
+        (b'{"vllm_xargs": {"fieldprint_anchor": "main"}}', status),
+        (b'{"vllm_xargs": {"fieldprint_anchor": "second"}}', 200),
+        (b"not understood", status),
+    ):
+        answer = site.ask("POST", CHAT, content=body, app=app)
+        assert answer.status_code == expected
+        if expected == 403:
+            assert "main is not served: the anchor was revoked" in answer.json()["error"]["message"]
+            assert "x-fieldprint-receipt" not in answer.headers
+
+
 @pytest.mark.parametrize("state", [b"", b"[]", b"{", b'{"anchors": 1}', b'{"anchors": [{"name": 1}]}'])
 def test_a_state_that_is_none_is_said(site: Site, state: bytes) -> None:
     folder = site.folder / "elsewhere"
