@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from fieldprint.adapters.transformers import LoadedModel
@@ -17,6 +18,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"  # kernels run in Python; read when triton is imported
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+# A machine that stalls for a moment makes no example wrong.
+settings.register_profile("fieldprint", deadline=None)
+settings.load_profile("fieldprint")
 
 pytest_plugins = ["tests.postgres"]
 USER_SETTINGS = ("FORCE_COLOR", "NO_COLOR", "COLUMNS", "TTY_COMPATIBLE", "TERM")
