@@ -39,6 +39,13 @@ def run_here(folder: Path, *arguments: str | Path) -> Ended:
     return Ended(given, code, said.getvalue(), told.getvalue())
 
 
+def done(folder: Path, *arguments: str | Path) -> str:
+    """What a command said that went well."""
+    ended = run_here(folder, *arguments)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
 def make_policy_here(folder: Path) -> None:
     """Keys of an owner and of a log, and `policy.toml`, which trusts both."""
     for arguments in (

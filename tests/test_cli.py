@@ -13,7 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fieldprint.anchor import AnchorArtifact, Envelope, load_private_key, sign_anchor
-from tests.commands import COMMAND, NO_ROOM, make_policy_here, run_process
+from tests.commands import COMMAND, NO_ROOM, done, make_policy_here, run_process
 from tests.commands import run_here as cli
 
 torch = pytest.importorskip("torch")
@@ -27,12 +27,6 @@ R73zBCCCJNWhLAMqAAQ03SMJMu/VjZiADSuNi/7sFb8e+9Kk2xllYABRHEG810Ru
 CHVkQITs
 -----END PRIVATE KEY-----
 """  # a curve that `cryptography` names and does not support
-
-
-def done(folder: Path, *arguments: str | Path) -> str:
-    ended = cli(folder, *arguments)
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout
 
 
 @pytest.fixture(scope="module")

@@ -16,14 +16,17 @@ import typer
 from fieldprint.cli.cosigning import open_cosigner, warn
 from fieldprint.cli.inputs import open_model, open_policy, open_registry, open_writer, read_input
 from fieldprint.cli.options import (
+    Floor,
     Json,
     LastSignedFile,
     LogKey,
     LogPlace,
     ModelFolder,
+    OperatorName,
     OrdersPlace,
     PolicyFile,
     QuorumFile,
+    Window,
 )
 from fieldprint.cli.output import print_result, printable
 from fieldprint.errors import CapacityError
@@ -91,13 +94,9 @@ def generate(
         Path | None, typer.Option("--fieldprint", help="Load this file instead of recomputing.")
     ] = None,
     receipts: Annotated[Path, typer.Option("--receipts", help="Folder for the receipts.")] = Path("receipts"),
-    g: Annotated[
-        float, typer.Option("--g", help="Floor of the anchor's weight, 0 to 1; 0 is plain concatenation.")
-    ] = 0.0,
-    operator: Annotated[str, typer.Option("--operator", help="floor or mixture.")] = "floor",
-    window: Annotated[
-        int | None, typer.Option("--window", help="Sliding window of the context, in tokens.")
-    ] = None,
+    g: Floor = 0.0,
+    operator: OperatorName = "floor",
+    window: Window = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Length limit of an answer.")] = 128,
     temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option("--top-p", help="Nucleus of seeded sampling.")] = 1.0,

@@ -61,6 +61,11 @@ StatusFile = Annotated[
         help="Proof that the anchor is not revoked (`registry status --prove`), for who has no log.",
     ),
 ]
+Floor = Annotated[
+    float, typer.Option("--g", help="Floor of the anchor's weight, 0 to 1; 0 is plain concatenation.")
+]
+OperatorName = Annotated[str, typer.Option("--operator", help="floor or mixture.")]
+Window = Annotated[int | None, typer.Option("--window", help="Sliding window of the context, in tokens.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and change nothing.")]
 Yes = Annotated[
     bool,

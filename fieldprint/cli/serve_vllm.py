@@ -7,7 +7,16 @@ from typing import Annotated
 import typer
 
 from fieldprint.cli.inputs import open_policy, open_registry, open_writer, read_input
-from fieldprint.cli.options import LastSignedFile, LogKey, LogPlace, OrdersPlace, PolicyFile
+from fieldprint.cli.options import (
+    Floor,
+    LastSignedFile,
+    LogKey,
+    LogPlace,
+    OperatorName,
+    OrdersPlace,
+    PolicyFile,
+    Window,
+)
 from fieldprint.errors import FieldprintError
 
 NAMED = re.compile(r"([A-Za-z0-9_.-]{1,64})=(.+)", re.DOTALL)
@@ -67,13 +76,9 @@ def serve(
             help="vllm: its own, anchor and context in one softmax. paged: ours, chosen where an option below needs it.",
         ),
     ] = None,
-    g: Annotated[
-        float, typer.Option("--g", help="Floor of the anchor's weight, 0 to 1; 0 is plain concatenation.")
-    ] = 0.0,
-    operator: Annotated[str, typer.Option("--operator", help="floor or mixture.")] = "floor",
-    window: Annotated[
-        int | None, typer.Option("--window", help="Sliding window of the context, in tokens.")
-    ] = None,
+    g: Floor = 0.0,
+    operator: OperatorName = "floor",
+    window: Window = None,
     num_sinks: Annotated[
         int, typer.Option("--num-sinks", help="First tokens of the context that stay in sight.")
     ] = 0,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import make_policy_here
+from tests.commands import done, make_policy_here
 from tests.commands import run_here as cli
 
 torch = pytest.importorskip("torch")
@@ -15,12 +15,6 @@ from fieldprint.generate.sampling import Sampler  # noqa: E402
 LOG = ("--policy", "policy.toml", "--log", "log", "--log-key", "keys/log.key")
 POLICY = ("--policy", "policy.toml")
 NEW = 12
-
-
-def done(folder: Path, *arguments: str | Path) -> str:
-    ended = cli(folder, *arguments)
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout
 
 
 @pytest.fixture(scope="module")
